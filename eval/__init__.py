@@ -1,0 +1,1 @@
+"""Checkpoints in, benchmark tables and pictures out."""

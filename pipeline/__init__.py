@@ -1,0 +1,1 @@
+"""The command line, the stages in order, and the ground floor every stage stands on."""

@@ -1,0 +1,1 @@
+"""The roof: the command line, the walk through the stages, the report and the embedded world."""

@@ -1,0 +1,26 @@
+"""Logging to the terminal and to the run directory, one format everywhere."""
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+console = Console(stderr=True)
+
+
+def configure(run_folder: Path | None = None, rank: int = 0) -> None:
+    """Send the log to the terminal (rank 0 alone) and, with a run directory, to its log.txt; called once by a command."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.handlers = []
+    if rank == 0:
+        terminal = RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
+        root.addHandler(terminal)
+    if run_folder is not None:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(run_folder / ("log.txt" if rank == 0 else f"log-rank{rank}.txt"))
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(file)
+    for noisy in ("botocore", "aiobotocore", "urllib3", "fsspec", "s3fs", "matplotlib", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,1 @@
+"""Plain WebDataset tars read in an exact, resumable, elastic order."""

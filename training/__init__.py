@@ -1,0 +1,1 @@
+"""ALBEF pre-training: ITC, ITM and MLM with a momentum teacher on DeepSpeed."""
