@@ -1,0 +1,50 @@
+"""One micro-batch of pairs, with every random draw of the step already made and keyed by item."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8, UInt64
+from torch import Tensor
+
+from shards.transforms import MEAN, STD
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pairs of L tokens in groups of G; built on the host, then moved with `to`."""
+
+    images: UInt8[Tensor, "b 3 r r"] | Float[Tensor, "b 3 r r"]  # uint8 0..255, or float and already normalised
+    input_ids: Int[Tensor, "b l"]
+    attention_mask: Int[Tensor, "b l"]  # 1 = token, 0 = padding
+    masked_ids: Int[Tensor, "b l"]  # input_ids after MLM masking
+    mlm_labels: Int[Tensor, "b l"]  # the original id where selected, -100 elsewhere
+    gumbel_i2t: Float[Tensor, "b g"]  # noise that draws each image's negative text within its group
+    gumbel_t2i: Float[Tensor, "b g"]  # noise that draws each text's negative image within its group
+    item_keys: UInt64[np.ndarray, " b"]  # of the items' random streams
+    sample_keys: list[str]
+    mlm_positions: Int[Tensor, " s"] | None = None  # selected positions in the flattened [B * L]; filled in on the host, where counting costs no device sync
+
+    def __post_init__(self) -> None:
+        if self.mlm_positions is None:
+            object.__setattr__(self, "mlm_positions", torch.nonzero(self.mlm_labels.flatten() != -100).flatten())
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with all tensors on `device`."""
+        moved: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=True) for field in dataclasses.fields(self) if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+    def pixels(self, dtype: torch.dtype) -> Float[Tensor, "b 3 r r"]:
+        """Normalised pictures; done here so that bytes travel to the device, not floats."""
+        if self.images.dtype != torch.uint8:
+            return self.images.to(dtype)
+        mean = torch.tensor(MEAN, device=self.images.device).view(3, 1, 1)
+        std = torch.tensor(STD, device=self.images.device).view(3, 1, 1)
+        return ((self.images.float() / 255 - mean) / std).to(dtype)

@@ -1,0 +1,41 @@
+"""Image-text contrastive learning (ITC): a pair's own features must be closer than those of the group and of the queue."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from training.step import FusionRows, Step
+
+
+@dataclass(frozen=True)
+class ImageTextContrastive:
+    """Cross-entropy in both directions against the pair itself, softened by the teacher's similarities with weight alpha."""
+
+    weight: float = 1.0
+    min_group_size: ClassVar[int] = 1
+
+    def fusion_rows(self, step: Step) -> FusionRows | None:  # noqa: ARG002 - compares features, needs no fused states
+        return None
+
+    def __call__(self, step: Step, fused: Float[Tensor, "rows l h"] | None = None) -> Float[Tensor, ""]:  # noqa: ARG002
+        own = step.rows % step.group_size  # column of the pair itself: keys are the group's, then the queue's
+        step.metrics["itc/accuracy_i2t"] = _accuracy(step.sim_i2t, own)
+        step.metrics["itc/accuracy_t2i"] = _accuracy(step.sim_t2i, own)
+        i2t = _soft_cross_entropy(step.sim_i2t, step.teacher_sim_i2t, own, step.alpha)
+        t2i = _soft_cross_entropy(step.sim_t2i, step.teacher_sim_t2i, own, step.alpha)
+        return (i2t + t2i) / 2
+
+
+def _soft_cross_entropy(sim: Float[Tensor, "b k"], teacher_sim: Float[Tensor, "b k"], own: Int[Tensor, " b"], alpha: float) -> Float[Tensor, ""]:
+    """Against alpha * softmax(teacher) + (1 - alpha) * the pair itself, which splits into a soft and a hard cross-entropy."""
+    log_probability = sim.log_softmax(dim=1)
+    hard = F.nll_loss(log_probability, own)
+    soft = -(teacher_sim.softmax(dim=1) * log_probability).sum(dim=1).mean()
+    return (1 - alpha) * hard + alpha * soft
+
+
+def _accuracy(sim: Float[Tensor, "b k"], own: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+    return (sim.detach().argmax(dim=1) == own).float().mean()

@@ -1,0 +1,41 @@
+"""Masked language modeling (MLM): predict the hidden words of a caption from its other words and the picture."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from training.step import FusionRows, Step
+
+
+@dataclass(frozen=True)
+class MaskedLanguageModeling:
+    """Cross-entropy against the hidden words, softened by the teacher's predictions with weight alpha."""
+
+    weight: float = 1.0
+    min_group_size: ClassVar[int] = 1
+
+    def fusion_rows(self, step: Step) -> FusionRows:
+        """The M masked texts, each with its own picture."""
+        return FusionRows(text=len(step.batch) + step.rows, image=step.rows)
+
+    def __call__(self, step: Step, fused: Float[Tensor, "b l h"] | None) -> Float[Tensor, ""]:
+        assert fused is not None
+        assert step.batch.mlm_positions is not None
+        logits = step.student.mlm_head(step.selected(fused)).float()
+        labels = step.batch.mlm_labels.flatten().index_select(0, step.batch.mlm_positions)
+        token_loss = (1 - step.alpha) * F.cross_entropy(logits, labels, reduction="none")
+        if step.alpha > 0:
+            teacher = step.teacher_mlm_logits.float().softmax(dim=1)
+            token_loss = token_loss - step.alpha * (teacher * logits.log_softmax(dim=1)).sum(dim=1)
+        group = step.batch.mlm_positions // (step.batch.mlm_labels.shape[1] * step.group_size)
+        return mean_over_groups(token_loss, group, step.num_groups)
+
+
+def mean_over_groups(token_loss: Float[Tensor, " s"], group: Int[Tensor, " s"], num_groups: int) -> Float[Tensor, ""]:
+    """The mean of each group's own mean; a group without a selected token counts as 0, where the original divides 0 by 0."""
+    counts = torch.zeros(num_groups, dtype=torch.long, device=group.device).index_add(0, group, torch.ones_like(group))
+    return (token_loss / counts[group]).sum() / num_groups

@@ -1,0 +1,70 @@
+"""The pre-training objective: student, teacher and queue in, the chosen losses of one micro-batch out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pipeline.core.errors import ConfigError
+from training.batch import Batch
+from training.feature_queue import FeatureQueue
+from training.losses import Loss
+from training.model import Albef
+from training.step import FusionRows, Negatives, Step
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one micro-batch leaves behind; `total` carries the graph."""
+
+    losses: dict[str, Tensor]  # by name, unweighted
+    total: Tensor  # weighted sum
+    teacher_image_feat: Float[Tensor, "b e"]  # to be pushed into the queue once the step was applied
+    teacher_text_feat: Float[Tensor, "b e"]
+    metrics: dict[str, Tensor]  # detached scalars, still on the device
+
+
+class Pretrainer(nn.Module):
+    """The student and its losses as one module, so that an engine that wraps it sees every parameter's use inside `forward`."""
+
+    def __init__(self, student: Albef, losses: Mapping[str, Loss], group_size: int = 64) -> None:
+        super().__init__()
+        self.student = student
+        self.losses = dict(losses)
+        self.group_size = group_size
+        for name, loss in self.losses.items():
+            if group_size < loss.min_group_size:
+                raise ConfigError(f"training.group_size {group_size} is too small for {name}, which needs at least {loss.min_group_size} pairs in a group")
+
+    def forward(
+        self,
+        batch: Batch,
+        teacher: Albef,
+        queue: FeatureQueue,
+        alpha: float,
+        step: int = 0,
+        negatives: Negatives | None = None,
+    ) -> StepOutput:
+        """Losses within groups of `group_size` consecutive pairs, averaged over groups; changes neither teacher nor queue.
+
+        `step` is the optimizer step; `negatives` replaces ITM's drawn ones.
+        """
+        if len(batch) % self.group_size:
+            raise ConfigError(f"training: a micro-batch of {len(batch)} pairs is not a multiple of group_size {self.group_size}; change one of the two")
+        shared = Step(batch, self.student, teacher, queue, alpha, self.group_size, step, negatives)
+        fused = self._fused(shared)
+        losses = {name: loss(shared, fused.get(name)) for name, loss in self.losses.items()}
+        total = torch.stack([self.losses[name].weight * value for name, value in losses.items()]).sum()
+        shared.metrics["temperature"] = shared.temperature.detach()
+        return StepOutput(losses, total, shared.teacher_image_feat, shared.teacher_text_feat, shared.metrics)
+
+    def _fused(self, step: Step) -> dict[str, Tensor]:
+        """Fused states of every loss's rows, from one pass over all of them together."""
+        wanted = {name: rows for name, loss in self.losses.items() if (rows := loss.fusion_rows(step)) is not None}
+        if not wanted:
+            return {}
+        together = FusionRows(torch.cat([rows.text for rows in wanted.values()]), torch.cat([rows.image for rows in wanted.values()]))
+        parts = torch.split(step.fuse(together), [len(rows.text) for rows in wanted.values()])
+        return dict(zip(wanted, parts, strict=True))
