@@ -1,6 +1,8 @@
 """WordPiece as bert-base-uncased does it, with [CLS] in front and no [SEP] at the end."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -75,10 +77,18 @@ class Tokenizer:
 def train_vocabulary(captions: Iterable[str], size: int) -> Tokenizer:
     """Learn at most `size` word pieces, the five special ones included; the same captions give the same vocabulary."""
     learner = _fast_tokenizer(WordPiece(unk_token=UNKNOWN))
-    trainer = WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
-    learner.train_from_iterator(captions, trainer)
+    words = Counter(word for caption in captions for word in _words(learner, caption))
+    # The trainer numbers "##x" pieces in the order of a randomly seeded hash map, and numbers break its ties; given as special pieces, their order is ours.
+    inner_letters = sorted({f"##{letter}" for word in words for letter in word[1:]})
+    trainer = WordPieceTrainer(vocab_size=size, special_tokens=[*SPECIAL, *inner_letters], show_progress=False)
+    learner.train_from_iterator((" ".join(repeat(word, count)) for word, count in sorted(words.items())), trainer)
     ids: dict[str, int] = learner.get_vocab()
-    return Tokenizer(sorted(ids, key=ids.__getitem__))
+    return Tokenizer(sorted(ids, key=ids.__getitem__)[: max(size, len(SPECIAL))])
+
+
+def _words(learner: FastTokenizer, caption: str) -> Iterator[str]:
+    for word, _ in learner.pre_tokenizer.pre_tokenize_str(learner.normalizer.normalize_str(caption)):
+        yield word
 
 
 def _fast_tokenizer(model: WordPiece) -> FastTokenizer:

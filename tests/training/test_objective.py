@@ -1,0 +1,234 @@
+"""The fused objective against a plain one, groups, draws, and what happens at the edges."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.core.errors import ConfigError
+from training.batch import Batch
+from training.feature_queue import FeatureQueue
+from training.losses import LOSSES
+from training.losses.itm import ImageTextMatching, draw_negatives
+from training.losses.mlm import mean_over_groups
+from training.model import Albef
+from training.model_config import ModelConfig
+from training.objective import Pretrainer, StepOutput
+from training.step import Negatives
+
+TINY = ModelConfig(
+    image_size=32, vision_width=32, vision_depth=1, vision_heads=2, text_hidden=24, text_heads=2, text_layers=1, fusion_layers=2, text_intermediate=48,
+    vocab_size=60, max_positions=16, hidden_dropout=0.0, attention_dropout=0.0, embed_dim=8, init_std=0.2,
+)  # fmt: skip
+CLS, MASK = 2, 4
+
+
+def models() -> tuple[Albef, Albef]:
+    torch.manual_seed(0)
+    return Albef(TINY), Albef(TINY).requires_grad_(False).eval()
+
+
+def make_batch(b: int, group_size: int, seed: int = 0, length: int = 7) -> Batch:
+    torch.manual_seed(100 + seed)
+    lengths = torch.randint(2, length + 1, (b,))
+    attention_mask = (torch.arange(length) < lengths[:, None]).long()
+    input_ids = torch.randint(5, TINY.vocab_size, (b, length)) * attention_mask
+    input_ids[:, 0] = CLS
+    selected = (torch.rand(b, length) < 0.4) & attention_mask.bool() & (input_ids != CLS)
+    gumbel_i2t, gumbel_t2i = -torch.log(-torch.log(torch.rand(2, b, group_size)))
+    return Batch(
+        images=torch.randint(0, 256, (b, 3, 32, 32), dtype=torch.uint8),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        masked_ids=torch.where(selected, MASK, input_ids),
+        mlm_labels=torch.where(selected, input_ids, -100),
+        gumbel_i2t=gumbel_i2t,
+        gumbel_t2i=gumbel_t2i,
+        item_keys=np.arange(b, dtype=np.uint64),
+        sample_keys=[f"{i:05d}" for i in range(b)],
+    )
+
+
+def rows_of(batch: Batch, rows: slice) -> Batch:
+    cut = {field.name: getattr(batch, field.name)[rows] for field in dataclasses.fields(batch) if field.name != "mlm_positions"}
+    return Batch(**cut)
+
+
+def pretrainer(student: Albef, group_size: int, **options: dict[str, int]) -> Pretrainer:
+    return Pretrainer(student, {name: loss(**options.get(name, {})) for name, loss in LOSSES.items()}, group_size)
+
+
+def plain_losses(student: Albef, teacher: Albef, queue: FeatureQueue, batch: Batch, alpha: float, negatives: Negatives) -> dict[str, Tensor]:
+    """One group as the paper writes it: every pass separately, soft targets spelled out, the head on all positions."""
+    b, mask, images = len(batch), batch.attention_mask, batch.pixels(torch.float32)
+    v, t = student.encode_image(images), student.encode_text(batch.input_ids, mask)
+    vm, tm = teacher.encode_image(images), teacher.encode_text(batch.input_ids, mask)
+    keys_t, keys_v = torch.cat([teacher.text_feat(tm), queue.text]), torch.cat([teacher.image_feat(vm), queue.image])
+    hard = torch.eye(b, len(keys_t))
+    directions = []
+    for query, teacher_query, keys in ((student.image_feat(v), teacher.image_feat(vm), keys_t), (student.text_feat(t), teacher.text_feat(tm), keys_v)):
+        target = alpha * (teacher_query @ keys.T / student.temperature).softmax(dim=1).detach() + (1 - alpha) * hard
+        directions.append(-(target * (query @ keys.T / student.temperature).log_softmax(dim=1)).sum(dim=1).mean())
+    fused = [
+        student.fuse(t, mask, v),
+        student.fuse(t, mask, v[negatives.image_for_text]),
+        student.fuse(t[negatives.text_for_image], mask[negatives.text_for_image], v),
+    ]
+    logits = torch.cat([student.itm_head(states[:, 0]) for states in fused])
+    itm = F.cross_entropy(logits, torch.tensor([1] * b + [0] * 2 * b))
+    predictions = student.mlm_head(student.fuse(student.encode_text(batch.masked_ids, mask), mask, v))
+    taught = teacher.mlm_head(teacher.fuse(teacher.encode_text(batch.masked_ids, mask), mask, vm)).softmax(dim=2)
+    chosen = batch.mlm_labels != -100
+    mlm = (1 - alpha) * F.cross_entropy(predictions[chosen], batch.mlm_labels[chosen])
+    mlm = mlm - alpha * (taught * predictions.log_softmax(dim=2)).sum(dim=2)[chosen].mean()
+    return {"itc": sum(directions) / 2, "itm": itm, "mlm": mlm}
+
+
+def gradients(student: Albef, total: Tensor) -> dict[str, Tensor]:
+    found = torch.autograd.grad(total, list(student.parameters()))
+    return dict(zip([name for name, _ in student.named_parameters()], found, strict=True))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_the_fused_step_gives_the_losses_and_gradients_of_the_plain_one(alpha: float) -> None:
+    (student, teacher), batch, queue = models(), make_batch(6, 6), FeatureQueue(10, TINY.embed_dim)
+    negatives = Negatives(torch.tensor([1, 2, 3, 4, 5, 0]), torch.tensor([3, 3, 0, 1, 2, 4]))
+    fused = pretrainer(student, 6)(batch, teacher, queue, alpha, negatives=negatives)
+    plain = plain_losses(student, teacher, queue, batch, alpha, negatives)
+    for name in LOSSES:
+        torch.testing.assert_close(fused.losses[name], plain[name], rtol=1e-5, atol=0)
+    wanted = gradients(student, sum(plain.values(), torch.zeros(())))
+    floor = 1e-6 * torch.stack([gradient.norm() for gradient in wanted.values()]).norm()
+    for name, gradient in gradients(student, fused.total).items():
+        if name.endswith("attention.key.bias"):  # zero in exact arithmetic: a constant added to all scores of a row changes no softmax
+            assert gradient.norm() <= floor, name
+        else:
+            assert (gradient - wanted[name]).norm() <= 1e-4 * torch.maximum(wanted[name].norm(), floor), name
+
+
+def test_two_groups_in_one_micro_batch_equal_two_micro_batches() -> None:
+    (student, teacher), batch, queue = models(), make_batch(8, 4), FeatureQueue(10, TINY.embed_dim)
+    objective = pretrainer(student, 4)
+    together = objective(batch, teacher, queue, 0.4)
+    apart = [objective(rows_of(batch, rows), teacher, queue, 0.4) for rows in (slice(0, 4), slice(4, 8))]
+    for name in LOSSES:
+        torch.testing.assert_close(together.losses[name], (apart[0].losses[name] + apart[1].losses[name]) / 2, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(together.teacher_text_feat, torch.cat([output.teacher_text_feat for output in apart]))
+
+
+def test_longer_padding_changes_nothing() -> None:
+    (student, teacher), batch, queue = models(), make_batch(4, 4), FeatureQueue(10, TINY.embed_dim)
+    padded = {name: F.pad(getattr(batch, name), (0, 5)) for name in ("input_ids", "attention_mask", "masked_ids")}
+    longer = dataclasses.replace(batch, **padded, mlm_labels=F.pad(batch.mlm_labels, (0, 5), value=-100), mlm_positions=None)
+    objective = pretrainer(student, 4)
+    torch.testing.assert_close(objective(longer, teacher, queue, 0.4).total, objective(batch, teacher, queue, 0.4).total, rtol=1e-5, atol=0)
+
+
+def test_a_forward_pass_changes_neither_teacher_nor_queue() -> None:
+    (student, teacher), queue = models(), FeatureQueue(10, TINY.embed_dim)
+    before = [parameter.clone() for parameter in teacher.parameters()] + [queue.image.clone(), queue.text.clone()]
+    pretrainer(student, 4)(make_batch(4, 4), teacher, queue, 0.4).total.backward()
+    for old, new in zip(before, [*teacher.parameters(), queue.image, queue.text], strict=True):
+        assert torch.equal(old, new)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("chosen", [["itc"], ["itm"], ["mlm"], ["itm", "mlm"]])
+def test_every_choice_of_losses_works_alone_and_sums_by_weight(chosen: list[str]) -> None:
+    (student, teacher), batch, queue = models(), make_batch(4, 4), FeatureQueue(0, TINY.embed_dim)
+    objective = Pretrainer(student, {name: LOSSES[name](weight=0.5) for name in chosen}, 4)
+    output: StepOutput = objective(batch, teacher, queue, 0.4)
+    assert list(output.losses) == chosen
+    torch.testing.assert_close(output.total, 0.5 * sum(output.losses.values(), torch.zeros(())))
+
+
+def test_a_batch_with_nothing_to_predict_has_mlm_loss_zero_and_finite_gradients() -> None:
+    (student, teacher), batch, queue = models(), make_batch(4, 4), FeatureQueue(4, TINY.embed_dim)
+    empty = dataclasses.replace(batch, masked_ids=batch.input_ids, mlm_labels=torch.full_like(batch.input_ids, -100), mlm_positions=None)
+    output = pretrainer(student, 4)(empty, teacher, queue, 0.4)
+    assert output.losses["mlm"].item() == 0
+    output.total.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in student.parameters() if parameter.grad is not None)
+
+
+def test_a_group_without_a_selected_token_counts_as_zero() -> None:
+    loss = mean_over_groups(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 2]), 3)
+    assert loss.item() == pytest.approx((2 + 0 + 5) / 3)
+
+
+def test_a_micro_batch_that_cannot_be_cut_into_groups_is_refused() -> None:
+    student, teacher = models()
+    with pytest.raises(ConfigError, match="6 pairs is not a multiple of group_size 4"):
+        pretrainer(student, 4)(make_batch(6, 4), teacher, FeatureQueue(0, TINY.embed_dim), 0.0)
+
+
+def test_matching_without_a_possible_negative_is_refused() -> None:
+    with pytest.raises(ConfigError, match="too small for itm"):
+        pretrainer(models()[0], 1)
+
+
+def test_hard_negatives_never_pick_the_positive_even_when_it_saturates() -> None:
+    sim = torch.full((8, 4), -120.0)
+    sim[torch.arange(8), torch.arange(8) % 4] = 120.0
+    for seed in range(50):
+        torch.manual_seed(seed)
+        drawn = draw_negatives(sim, -torch.log(-torch.log(torch.rand(8, 4))))
+        assert (drawn != torch.arange(8) % 4).all()
+
+
+def test_hard_negatives_are_drawn_with_the_probabilities_of_the_softmax() -> None:
+    torch.manual_seed(0)
+    logits = torch.tensor([9.0, 0.0, 1.0, 2.0])  # column 0 is the row's own
+    rows = 40_000
+    sim = logits.repeat(rows, 1)
+    sim = sim[: rows - rows % 4]
+    gumbel = -torch.log(-torch.log(torch.rand(sim.shape)))
+    drawn = draw_negatives(sim, gumbel)[torch.arange(len(sim)) % 4 == 0]
+    found = torch.bincount(drawn, minlength=4) / len(drawn)
+    torch.testing.assert_close(found, torch.cat([torch.zeros(1), logits[1:].softmax(0)]), atol=0.015, rtol=0)
+
+
+def test_negatives_are_uniform_before_hard_from_step_and_stay_in_their_group() -> None:
+    (student, teacher), batch, queue = models(), make_batch(8, 4), FeatureQueue(0, TINY.embed_dim)
+    logits = {}
+    for step in (9, 10):
+        torch.manual_seed(0)
+        objective = Pretrainer(student, {"itm": ImageTextMatching(hard_from_step=10)}, 4)
+        logits[step] = objective(batch, teacher, queue, 0.0, step=step).losses["itm"].item()
+    uniform = draw_negatives(torch.zeros(8, 4), batch.gumbel_t2i), draw_negatives(torch.zeros(8, 4), batch.gumbel_i2t)
+    first = torch.tensor([0, 0, 0, 0, 4, 4, 4, 4])
+    given = Negatives(first + uniform[0], first + uniform[1])
+    always_hard = Pretrainer(student, {"itm": ImageTextMatching()}, 4)
+    assert always_hard(batch, teacher, queue, 0.0, negatives=given).losses["itm"].item() == pytest.approx(logits[9])
+    assert always_hard(batch, teacher, queue, 0.0).losses["itm"].item() == pytest.approx(logits[10])
+    assert logits[9] != logits[10]
+
+
+def test_the_temperature_gets_its_gradient_and_is_clamped_as_a_function() -> None:
+    (student, teacher), batch, queue = models(), make_batch(4, 4), FeatureQueue(4, TINY.embed_dim)
+    pretrainer(student, 4)(batch, teacher, queue, 0.4).total.backward()
+    assert student.temperature.grad is not None
+    assert student.temperature.grad.abs().item() > 0
+    with torch.no_grad():
+        student.temperature.fill_(3.0)
+    assert pretrainer(student, 4)(batch, teacher, queue, 0.4).metrics["temperature"].item() == pytest.approx(0.5)
+
+
+def test_uint8_pictures_are_normalised_with_clips_constants() -> None:
+    batch = make_batch(2, 2)
+    plain = (batch.images.double() / 255 - torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)) / torch.tensor(
+        [0.26862954, 0.26130258, 0.27577711]
+    ).view(3, 1, 1)
+    torch.testing.assert_close(batch.pixels(torch.float32), plain.float(), atol=1e-5, rtol=0)
+
+
+def test_bf16_autocast_stays_close_to_fp32() -> None:
+    (student, teacher), batch, queue = models(), make_batch(4, 4), FeatureQueue(10, TINY.embed_dim)
+    negatives = Negatives(torch.tensor([1, 2, 3, 0]), torch.tensor([1, 2, 3, 0]))
+    exact = pretrainer(student, 4)(batch, teacher, queue, 0.4, negatives=negatives).total
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = pretrainer(student, 4)(batch, teacher, queue, 0.4, negatives=negatives).total
+    assert rough.item() == pytest.approx(exact.item(), rel=0.02)
