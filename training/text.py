@@ -54,11 +54,11 @@ class Attention(nn.Module):
         `mask` is True where a context token may be looked at. With `context_index`, row i looks at context row
         `context_index[i]`: keys and values are then projected once per context row, however many rows share it.
         """
-        query, key, value = self._split(self.query(hidden)), self._split(self.key(context)), self._split(self.value(context))
+        query, key, value = self.query(hidden), self.key(context), self.value(context)
         if context_index is not None:
             key, value = key.index_select(0, context_index), value.index_select(0, context_index)
         dropout = self.attention_dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        attended = F.scaled_dot_product_attention(self._split(query), self._split(key), self._split(value), attn_mask=mask, dropout_p=dropout)
         merged = attended.transpose(1, 2).flatten(2)
         normalised: Tensor = self.norm(hidden + self.dropout(self.output(merged)))
         return normalised

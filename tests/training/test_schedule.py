@@ -1,5 +1,7 @@
 """Learning rate and alpha at the steps that matter."""
 
+from itertools import pairwise
+
 import pytest
 
 from training.schedule import alpha, learning_rate
@@ -11,8 +13,8 @@ def test_the_learning_rate_starts_at_zero_peaks_after_the_warm_up_and_ends_at_fi
     assert rates[5] == pytest.approx(5e-5)
     assert rates[10] == 1e-4
     assert rates[99] == 1e-5
-    assert all(earlier < later for earlier, later in zip(rates[:10], rates[1:11], strict=True))
-    assert all(earlier > later for earlier, later in zip(rates[10:99], rates[11:100], strict=True))
+    assert all(earlier < later for earlier, later in pairwise(rates[:11]))
+    assert all(earlier > later for earlier, later in pairwise(rates[10:]))
     assert learning_rate(10 + 89 // 2, 100, 10, 1e-4, 1e-5) == pytest.approx(5.5e-5, rel=0.02)
 
 
