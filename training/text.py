@@ -29,7 +29,7 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """BERT's post-norm attention; keys and values come from the text itself or, when `context_width` is another source's, from there."""
+    """BERT's post-norm attention; keys and values come from a context of width `context_width`: the text itself or the picture."""
 
     def __init__(self, config: ModelConfig, context_width: int) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from pipeline.core.errors import DataError
@@ -191,6 +191,26 @@ def test_the_upper_half_and_the_mlm_head_come_from_the_bert_too(tmp_path: Path) 
     ids, mask = torch.randint(0, 60, (2, 6)), torch.ones(2, 6, dtype=torch.long)
     fused = ours.fuse(ours.encode_text(ids, mask), mask, torch.zeros(2, 5, 32))
     torch.testing.assert_close(ours.mlm_head(fused), theirs(input_ids=ids, attention_mask=mask).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_file_laid_out_like_bert_base_uncased_is_understood(tmp_path: Path) -> None:
+    """That file names its norms gamma and beta, leaves the tied decoder out, and brings heads we have no use for."""
+    theirs, ours = save_bert(tmp_path), Albef(SMALL).eval()
+    stored = load_file(tmp_path / "model.safetensors")
+    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value for name, value in stored.items()}
+    old = {name: value for name, value in old.items() if "decoder" not in name}
+    old |= {"bert.pooler.dense.weight": torch.zeros(24, 24), "cls.seq_relationship.weight": torch.zeros(2, 24)}
+    save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    load_hf_bert(ours, str(tmp_path))
+    assert torch.equal(ours.mlm_head.decoder.bias, theirs.cls.predictions.bias)
+    assert torch.equal(ours.mlm_head.norm.weight, theirs.cls.predictions.transform.LayerNorm.weight)
+    assert torch.equal(ours.text_encoder.layers[1].ffn.norm.bias, theirs.bert.encoder.layer[1].output.LayerNorm.bias)
+
+
+def test_a_bert_without_its_mlm_head_is_refused(tmp_path: Path) -> None:
+    BertModel(save_bert(tmp_path / "whole").config).save_pretrained(tmp_path / "headless")
+    with pytest.raises(DataError, match=r"missing mlm_head\."):
+        load_hf_bert(Albef(SMALL), str(tmp_path / "headless"))
 
 
 def test_a_bert_of_another_vocabulary_is_refused_with_both_shapes(tmp_path: Path) -> None:
