@@ -11,22 +11,16 @@ world.json                 what is in here, counted; written last
 import functools
 import json
 import logging
-import multiprocessing
-import os
 import random
 import re
 import shutil
-import threading
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pyarrow
 import pyarrow.parquet
-from rich.progress import Progress
 
 from pipeline.app.scenes.baselines import retrieval_baselines
 from pipeline.app.scenes.captions import Caption, held_out_captions
@@ -34,11 +28,10 @@ from pipeline.app.scenes.config import ScenesConfig
 from pipeline.app.scenes.contrast import KINDS, contrast_pairs
 from pipeline.app.scenes.draw import Painter, to_jpeg
 from pipeline.app.scenes.noise import SOURCES, broken_pictures, noisy_captions, url
+from pipeline.app.scenes.parallel import as_finished
 from pipeline.app.scenes.world import Split, World, make_world
 from pipeline.core import storage
-from pipeline.core.logs import console
 from pipeline.core.run_directory import fingerprint
-from pipeline.core.stopping import raise_if_stopping
 
 logger = logging.getLogger(__name__)
 
@@ -113,22 +106,8 @@ def _draw_missing(config: ScenesConfig, parts: list[Part], out: Path) -> None:
     missing = [part for part in parts if not part.marker(out).exists()]
     if not missing:
         return
-    with (
-        Progress(console=console, transient=True) as progress,
-        # spawned, not forked: the caller may run threads
-        ProcessPoolExecutor(min(config.processes, len(missing)), multiprocessing.get_context("spawn"), initializer=_die_with_parent) as pool,
-    ):
-        task = progress.add_task("drawing scenes", total=sum(part.stop - part.start for part in parts))
-        progress.advance(task, sum(part.stop - part.start for part in parts if part not in missing))
-        futures = {pool.submit(_draw_part, config, part, out): part for part in missing}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                progress.advance(task, futures[future].stop - futures[future].start)
-                raise_if_stopping(None)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for _ in as_finished(functools.partial(_draw_part, config, out), missing, config.processes, "drawing scenes"):
+        pass  # a part marks itself as done
 
 
 def _make_room(wanted: str, out: Path) -> None:
@@ -143,25 +122,12 @@ def _make_room(wanted: str, out: Path) -> None:
     _write_json(owner, wanted)
 
 
-def _die_with_parent() -> None:
-    """A pool's process outlives a killed parent, waiting for work for ever; this one does not."""
-    cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 @functools.cache
 def _world_and_painter(seed: int, validation: int, test: int, picture_size: int) -> tuple[World, Painter]:
     return make_world(seed, validation, test), Painter(picture_size, seed)
 
 
-def _draw_part(config: ScenesConfig, part: Part, out: Path) -> None:
+def _draw_part(config: ScenesConfig, out: Path, part: Part) -> None:
     world, painter = _world_and_painter(config.seed, config.validation, config.test, config.picture_size)
     broken = broken_pictures(config) if part.split == "train" else {}
     folder = out / "pictures" / part.split
