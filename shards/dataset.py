@@ -19,7 +19,14 @@ _R = TypeVar("_R")
 
 
 class DamagedSample(DataError):
-    """The bytes of one sample are not what the index promises, or cannot be decoded; the loader replaces and quarantines it."""
+    """The bytes of one sample are not what the index promises, or cannot be decoded; the loader replaces and quarantines it.
+
+    `key` is the sample's, or its shard and row where the key itself cannot be trusted.
+    """
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,11 @@ class Dataset:
         """The number of the shard that holds the sample."""
         return int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
 
+    def name_of(self, sample: int) -> str:
+        """The shard's path and the row in it, for messages."""
+        shard = self.shard_of(sample)
+        return f"{layout.tar_path(self.folder, self.manifest.shards[shard].name)} row {sample - int(self.shard_starts[shard])}"
+
     def read(self, sample: int) -> Sample:
         """Read one sample.
 
@@ -86,21 +98,31 @@ class Dataset:
         start, length = int(self._offset[sample]), int(self._length[sample])
         path = layout.tar_path(self.folder, entry.name)
         data = self._reader.read(path, start, length, entry.bytes)
-        where = f"{path} sample {sample - int(self.shard_starts[shard])}"
+        where = self.name_of(sample)
         if index.crc32c(data) != int(self._crc32c[sample]):
-            raise DamagedSample(f"{where}: checksum differs from the index; `albef shards verify` lists what else is damaged")
+            key = _trusted_key(data, int(self.key_hashes[sample])) or where.rsplit("/", 1)[-1]
+            raise DamagedSample(f"{where}: checksum differs from the index; `albef shards verify` lists what else is damaged", key)
         return _parsed(memoryview(data), where)
 
 
 def _parsed(data: memoryview, where: str) -> Sample:
-    try:
-        group = next(tar.groups(data, where, whole=False))
-        metadata = tar.metadata_of(data, group, where)
-    except DataError as error:
-        raise DamagedSample(str(error)) from error
+    group = next(tar.groups(data, where, whole=False))
     picture = tar.image_member(group)
     assert picture is not None, "only groups with a picture are indexed"
+    try:
+        metadata = tar.metadata_of(data, group, where)
+    except DataError as error:
+        raise DamagedSample(str(error), group.key) from error
     return Sample(group.key, bytes(data[picture.data : picture.data + picture.size]), tar.captions_of(data, group, metadata), metadata)
+
+
+def _trusted_key(data: bytes, key_hash: int) -> str | None:
+    """The key in damaged bytes, if it is the one that was indexed."""
+    try:
+        key = next(tar.groups(memoryview(data), "", whole=False)).key
+    except (DataError, StopIteration):
+        return None
+    return key if index.key_hash(key) == key_hash else None
 
 
 def _checked_index(folder: str, root: str, shard: ShardEntry) -> index.ShardIndex:

@@ -1,0 +1,1 @@
+"""Annotation formats that more than one floor reads."""

@@ -1,0 +1,226 @@
+"""Batches for one rank, in an order that no number of ranks, workers or restarts can change. Torch enters with the caller's collate alone."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.errors import ConfigError, DataError
+from shards.dataset import DamagedSample, Dataset, Sample
+from shards.decode import decode_image
+from shards.order import EpochOrder, EpochOver, Items, ItemTable, OrderSettings
+from shards.random_stream import TRANSFORM, uniforms
+from shards.text_rules import pre_caption
+from shards.transforms import Draws, Picture, Transform
+
+log = logging.getLogger(__name__)
+
+BatchT = TypeVar("BatchT")
+
+_MAX_ATTEMPTS = 100  # damaged replacements in a row: then it is the dataset that is damaged
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where the next step starts. `step` counts within the epoch; the fingerprint says of which order."""
+
+    epoch: int
+    step: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One (picture, caption): `image` uint8 [R, R, 3], `key` the uint64 that all its random draws hang on."""
+
+    key: int
+    sample_key: str
+    sample: int
+    caption_index: int
+    image: Picture
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Damage:
+    sample: int
+    key: str
+    reason: str
+    epoch: int
+    position: int
+
+
+class ShardLoader(Generic[BatchT]):
+    """Yields this rank's micro-batches step by step from any position.
+
+    Global batch n of an epoch holds positions [n x global_batch_size, (n + 1) x global_batch_size); micro-batch a of rank r is slice number
+    a x world_size + r of it. `num_workers` threads read, decode and collate ahead (decoding releases the interpreter lock).
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        transform: Transform,
+        collate: Callable[[list[Item]], BatchT],
+        global_batch_size: int,
+        micro_batch_size: int,
+        accumulation_steps: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        epoch_over: EpochOver = "pairs",
+        num_workers: int = 0,
+        max_words: int = 30,
+        lanes: int = 8,
+        block_shards: int = 8,
+    ) -> None:
+        _refuse_uneven(global_batch_size, micro_batch_size, accumulation_steps, world_size)
+        self.dataset, self.transform, self.collate = dataset, transform, collate
+        self.micro_batch_size, self.accumulation_steps, self.rank, self.world_size = micro_batch_size, accumulation_steps, rank, world_size
+        self.num_workers, self.max_words = num_workers, max_words
+        self.settings = OrderSettings(seed, global_batch_size, epoch_over, lanes, block_shards)
+        self.fingerprint = self.settings.fingerprint(dataset.fingerprint)
+        self._table = ItemTable(dataset.captions_per_sample, dataset.shard_starts, epoch_over)
+        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="albef-loader") if num_workers else None
+        self._quarantine: dict[int, dict[str, Any]] = {}
+
+    @property
+    def items_per_epoch(self) -> int:
+        return self._table.num_items
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The same on every rank; items that do not fill a global batch wait for another epoch's order."""
+        return self.items_per_epoch // self.settings.global_batch_size
+
+    @property
+    def quarantine(self) -> list[dict[str, Any]]:
+        """Damaged samples met in the steps delivered so far: sample, key, reason, where first met, and how often replaced."""
+        return [dict(entry) for entry in self._quarantine.values()]
+
+    def restore_quarantine(self, entries: Sequence[dict[str, Any]]) -> None:
+        """Take over a checkpoint's quarantine: what it lists stays replaced, even where the shard was repaired since."""
+        self._quarantine = {int(entry["sample"]): dict(entry) for entry in entries}
+
+    def start(self) -> Position:
+        return Position(0, 0, self.fingerprint)
+
+    def from_position(self, position: Position) -> Iterator[tuple[list[BatchT], Position]]:
+        """Endless `(micro_batches, position)`: accumulation_steps batches of this rank, and the position after them.
+
+        Raises:
+            DataError: the position belongs to other data, another seed or global batch size; or the dataset holds no full global batch.
+            Stopped: the storage fails.
+        """
+        self._refuse_foreign(position)
+        return self._steps(position)
+
+    def close(self) -> None:
+        """End the workers; iterators handed out end with them."""
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _refuse_foreign(self, position: Position) -> None:
+        if position.fingerprint != self.fingerprint:
+            raise DataError(
+                f"position of fingerprint {position.fingerprint}, this loader's is {self.fingerprint}: dataset, seed, global_batch_size or epoch_over "
+                f"differ from the run that saved it (now dataset {self.dataset.fingerprint}, {self.settings}); resume with the same ones"
+            )
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"{self.dataset.folder}: {self.items_per_epoch} items do not fill a global batch of {self.settings.global_batch_size}; take a smaller one"
+            )
+
+    def _steps(self, position: Position) -> Iterator[tuple[list[BatchT], Position]]:
+        parts = self._micro_batches(position)
+        epoch, step = position.epoch, position.step
+        while True:
+            batches = []
+            for _ in range(self.accumulation_steps):
+                batch, damages = next(parts)
+                self._record(damages)
+                batches.append(batch)
+            epoch, step = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
+            yield batches, Position(epoch, step, self.fingerprint)
+
+    def _micro_batches(self, position: Position) -> Iterator[tuple[BatchT, list[_Damage]]]:
+        """In order, whichever worker finishes first; with workers, some are made ahead."""
+        tasks = self._tasks(position)
+        if self._pool is None:
+            for order, positions in tasks:
+                yield self._make(order, positions)
+            return
+        ahead: deque[Future[tuple[BatchT, list[_Damage]]]] = deque()
+        try:
+            while True:
+                while len(ahead) <= self.num_workers + 1:  # bounded: one more ready than there are workers
+                    ahead.append(self._pool.submit(self._make, *next(tasks)))
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def _tasks(self, position: Position) -> Iterator[tuple[EpochOrder, npt.NDArray[np.int64]]]:
+        epoch, first = position.epoch, position.step
+        within = np.arange(self.micro_batch_size, dtype=np.int64)
+        while True:
+            order = EpochOrder(self._table, self.settings, epoch)
+            for step in range(first, self.steps_per_epoch):
+                for accumulation in range(self.accumulation_steps):
+                    part = accumulation * self.world_size + self.rank
+                    yield order, step * self.settings.global_batch_size + part * self.micro_batch_size + within
+            epoch, first = epoch + 1, 0
+
+    def _make(self, order: EpochOrder, positions: npt.NDArray[np.int64]) -> tuple[BatchT, list[_Damage]]:
+        damages: list[_Damage] = []
+        placed = order.items(positions)
+        draws = uniforms(placed.key, TRANSFORM, self.transform.num_draws)
+        items = [self._item(order, int(position), placed, row, draws[row], damages) for row, position in enumerate(positions)]
+        return self.collate(items), damages
+
+    def _item(self, order: EpochOrder, position: int, placed: Items, row: int, draws: Draws, damages: list[_Damage]) -> Item:
+        """The item at a position, or the first healthy replacement, which keeps the position's own random key."""
+        sample, caption = int(placed.sample[row]), int(placed.caption[row])
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            try:
+                read, image = self._decoded(sample)
+                text = pre_caption(read.captions[caption], self.max_words)
+                return Item(int(placed.key[row]), read.key, sample, caption, self.transform(image, draws), text)
+            except DamagedSample as damage:
+                damages.append(_Damage(sample, damage.key, str(damage), order.epoch, position))
+            sample, caption = order.item(order.replacement(position, attempt))
+        raise DataError(f"{self.dataset.folder}: {_MAX_ATTEMPTS} damaged samples in a row; `albef shards verify` lists them")
+
+    def _decoded(self, sample: int) -> tuple[Sample, Picture]:
+        if sample in self._quarantine:
+            raise DamagedSample(self._quarantine[sample]["reason"], self._quarantine[sample]["key"])
+        read = self.dataset.read(sample)
+        try:
+            return read, decode_image(read.image)
+        except DataError as error:
+            raise DamagedSample(f"{self.dataset.name_of(sample)} ({read.key}): {error}", read.key) from error
+
+    def _record(self, damages: list[_Damage]) -> None:
+        for damage in damages:
+            entry = self._quarantine.get(damage.sample)
+            if entry is None:
+                log.warning("quarantined: %s", damage.reason)
+                entry = {"sample": damage.sample, "key": damage.key, "reason": damage.reason, "epoch": damage.epoch, "position": damage.position, "replaced": 0}
+                self._quarantine[damage.sample] = entry
+            entry["replaced"] += 1
+
+
+def _refuse_uneven(global_batch_size: int, micro_batch_size: int, accumulation_steps: int, world_size: int) -> None:
+    if global_batch_size == micro_batch_size * accumulation_steps * world_size:
+        return
+    part = micro_batch_size * accumulation_steps
+    worlds = [world for world in range(1, global_batch_size + 1) if global_batch_size % world == 0]
+    hint = f"{global_batch_size // part} ranks fit these" if global_batch_size % part == 0 else f"ranks that divide it: {', '.join(map(str, worlds))}"
+    split = f"micro_batch_size {micro_batch_size} x accumulation_steps {accumulation_steps} x {world_size} ranks"
+    raise ConfigError(f"global_batch_size {global_batch_size} is not {split}; {hint}")
