@@ -7,7 +7,7 @@ from shards.random_stream import uniforms
 
 IGNORED = -100  # label of a position MLM does not predict
 
-# Streams of the items' counter hash; image transforms use small numbers.
+# Streams of the items' counter hash; those below 100 belong to the loader.
 MLM_SELECT, MLM_REPLACE, MLM_WORD, GUMBEL_I2T, GUMBEL_T2I = range(101, 106)
 
 Keys = UInt64[np.ndarray, " b"]
