@@ -1,0 +1,168 @@
+"""Ingest: lists of picture URLs in; tars, index, outcome tables and a manifest out. The same command goes on where it was interrupted."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ingest import engine, pair_table, published
+from ingest.config import IngestConfig, SourceConfig
+from ingest.display import summary
+from ingest.outcomes import Outcome
+from ingest.pair_table import RowCounts
+from ingest.published import PublishedShard
+from ingest.workplace import Workplace
+from pipeline.core import stopping, storage
+from pipeline.core.errors import AlbefError, BelowFloor, DataError
+from pipeline.core.run_directory import RunDirectory, fingerprint
+from shards import manifest
+
+log = logging.getLogger(__name__)
+
+Result = dict[str, Any]
+RECORD = "ingest.json"  # in the dataset folder: which lists and settings it is made from
+# What decides which sample lies where and what its bytes are; everything else may change between two starts.
+SETTINGS_OF_THE_DATA = ("samples_per_shard", "image_size", "resize_mode", "upscale", "encode_quality", "skip_reencode", "min_image_size", "max_pixels")
+HASH_BLOCK_BYTES = 2**20
+
+
+def run(config: IngestConfig, run_folder: Path) -> Result:
+    """Fetch what is missing and publish the dataset.
+
+    Returns outcome counts, row counts, shards, samples, captions, the dataset's fingerprint and the seconds this call took.
+
+    Raises:
+        DataError: a list is missing or unusable, or the output cannot be written or holds another dataset.
+        BelowFloor: published, with fewer successes than `success_floor`.
+        Stopped: asked to stop, or the storage went away; the same command continues.
+    """
+    started = time.monotonic()
+    inputs = _inputs(config)
+    mark = fingerprint(inputs)
+    _claim_output(config.output, inputs)
+    with _locked(config.output):
+        dataset = _published_dataset(config.output, mark)
+        if dataset is None:
+            dataset = _build(config, mark, Workplace((run_folder / "ingest" / mark).absolute()), run_folder)
+        else:
+            log.info("ingest: %s is finished, nothing to fetch", config.output)
+    result = _result(dataset, time.monotonic() - started)
+    _check_floor(config, dataset)
+    return result
+
+
+def _build(config: IngestConfig, mark: str, workplace: Workplace, run_folder: Path) -> manifest.Manifest:
+    counts = _pair_table(config, workplace)
+    log.info("ingest: %d rows, %d pictures with %d captions, rejected %s", counts.rows, counts.pictures, counts.captions, counts.rejected or "none")
+    stopping.raise_if_stopping(run_folder)
+    shards = engine.fetch_missing(config, workplace, counts.pictures, lambda: _done_shards(config, counts.pictures), run_folder)
+    dataset = _publish(config, mark, workplace, counts, shards)
+    workplace.clear_when_done()
+    return dataset
+
+
+def _inputs(config: IngestConfig) -> dict[str, Any]:
+    """Everything the data depends on, the lists by their content.
+
+    Raises:
+        DataError: a list is missing.
+    """
+    sources = [{"type": s.type, "name": s.label, "url": s.url, "caption": s.caption, "header": s.header, "sha256": _sha256(s)} for s in config.sources]
+    return {"sources": sources} | config.model_dump(mode="json", include=set(SETTINGS_OF_THE_DATA))
+
+
+def _sha256(source: SourceConfig) -> str:
+    digest = hashlib.sha256()
+    with storage.open_read(source.path) as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _claim_output(output: str, inputs: dict[str, Any]) -> None:
+    """Refuse a folder with other data; otherwise write the record, which also proves before any fetch that the place can be written.
+
+    Raises:
+        DataError: the folder holds another dataset, or cannot be written.
+    """
+    path = storage.join(output, RECORD)
+    if storage.exists(path):
+        before = json.loads(storage.read_bytes(path))
+        for key, value in inputs.items():
+            if before.get(key) != value:
+                change = "other lists" if key == "sources" else f"{key} {before.get(key)}, now {value}"
+                raise DataError(f"{output}: holds a dataset made from {change}; choose another output folder or take back the change")
+    elif manifest.newest_number(output) is not None:
+        raise DataError(f"{output}: holds a dataset that ingest did not make; choose another output folder")
+    storage.write_bytes(path, json.dumps(inputs, indent=1).encode())
+
+
+@contextlib.contextmanager
+def _locked(output: str) -> Iterator[None]:
+    """Two ingests into one local folder would publish each other's shards; an object store has no locks."""
+    with RunDirectory(Path(output) / "outcomes").locked() if storage.is_local(output) else contextlib.nullcontext():
+        yield
+
+
+def _published_dataset(output: str, mark: str) -> manifest.Manifest | None:
+    if manifest.newest_number(output) is None:
+        return None
+    found = manifest.read_manifest(output)
+    return found if found.config.get("fingerprint") == mark else None
+
+
+def _pair_table(config: IngestConfig, workplace: Workplace) -> RowCounts:
+    if workplace.counts.exists():
+        return RowCounts(**json.loads(workplace.counts.read_bytes()))
+    counts = pair_table.build(config.sources, str(workplace.pair_table), str(workplace.rejected))
+    storage.write_bytes(str(workplace.counts), json.dumps(asdict(counts)).encode())
+    return counts
+
+
+def _done_shards(config: IngestConfig, pictures: int) -> dict[str, PublishedShard]:
+    """The shards that stand whole in the dataset folder, by name.
+
+    Raises:
+        DataError: one covers another number of rows than it should.
+    """
+    shards = {}
+    for name in published.names(config.output):
+        shard = published.read(config.output, name)
+        expected = min(config.samples_per_shard, pictures - int(name) * config.samples_per_shard)
+        if shard.rows != expected or sum(shard.outcomes.values()) != expected:
+            raise DataError(f"{published.outcome_path(config.output, name)}: {shard.rows} rows, expected {expected}; remove it and run again")
+        if published.is_whole(config.output, shard):
+            shards[name] = shard
+        else:
+            log.warning("shard %s: its tar or index is missing or has another size; it is fetched again", name)
+    return shards
+
+
+def _publish(config: IngestConfig, mark: str, workplace: Workplace, counts: RowCounts, shards: dict[str, PublishedShard]) -> manifest.Manifest:
+    outcomes = sum((Counter(shard.outcomes) for shard in shards.values()), Counter[str]())
+    entries = [shard.entry for shard in shards.values() if shard.entry is not None]
+    samples = sum(entry.samples for entry in entries)
+    if outcomes.total() != counts.pictures or samples != outcomes[Outcome.SUCCESS.value]:
+        raise AlbefError(f"{counts.pictures} pictures were listed, {outcomes.total()} have an outcome; {samples} samples for {dict(outcomes)}")
+    storage.write_bytes(storage.join(config.output, "rejected.parquet"), workplace.rejected.read_bytes())
+    record = {"fingerprint": mark, "rows": asdict(counts), "ingest": config.model_dump(mode="json")}
+    return manifest.publish(config.output, entries, dict(outcomes.most_common()), record)
+
+
+def _result(dataset: manifest.Manifest, seconds: float) -> Result:
+    counts = {"shards": len(dataset.shards), "samples": dataset.num_samples, "captions": dataset.num_captions}
+    return {"outcomes": dataset.outcomes, "rows": dataset.config["rows"], **counts, "fingerprint": dataset.fingerprint, "seconds": round(seconds, 1)}
+
+
+def _check_floor(config: IngestConfig, dataset: manifest.Manifest) -> None:
+    outcomes = Counter(dataset.outcomes)
+    rate = outcomes[Outcome.SUCCESS.value] / outcomes.total()
+    log.info("ingest: %d samples in %d shards, %s", dataset.num_samples, len(dataset.shards), summary(outcomes))
+    if rate < config.success_floor:
+        raise BelowFloor(f"ingest: {summary(outcomes)}; ingest.success_floor asks for {100 * config.success_floor:g} %; published all the same")

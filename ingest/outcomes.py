@@ -1,0 +1,65 @@
+"""How a row of the pair table can end: every row ends in exactly one of these."""
+
+import contextlib
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+DETAIL_LIMIT = 200  # characters
+
+
+class Outcome(StrEnum):
+    """One word a row; the outcome table adds the HTTP status and a sentence of detail."""
+
+    SUCCESS = "success"
+    BAD_URL = "bad_url"  # no http or https URL
+    BLOCKED_ADDRESS = "blocked_address"  # private, loopback, link-local, metadata, ...
+    DNS_FAILED = "dns_failed"
+    CONNECTION_FAILED = "connection_failed"
+    TLS_FAILED = "tls_failed"
+    TIMEOUT = "timeout"
+    TOO_MANY_REDIRECTS = "too_many_redirects"
+    HTTP_401 = "http_401"
+    HTTP_403 = "http_403"
+    HTTP_404 = "http_404"
+    HTTP_410 = "http_410"
+    HTTP_429 = "http_429"
+    HTTP_5XX = "http_5xx"
+    HTTP_STATUS_OTHER = "http_status_other"
+    OPTED_OUT = "opted_out"  # an X-Robots-Tag header forbids the use
+    BAD_RESPONSE = "bad_response"  # no valid HTTP
+    TRUNCATED = "truncated"
+    TOO_LARGE = "too_large"  # bytes or pixels
+    TOO_SMALL = "too_small"
+    NOT_AN_IMAGE = "not_an_image"
+    DECODE_FAILED = "decode_failed"
+    UNEXPECTED_ERROR = "unexpected_error"  # a case this code does not know; the traceback is in engine.log
+
+
+class Ended(Exception):
+    """The way of a row ended before success."""
+
+    def __init__(self, outcome: Outcome, detail: str = "", status: int | None = None) -> None:
+        super().__init__(f"{outcome}: {detail}")
+        self.outcome, self.detail, self.status = outcome, " ".join(detail.split())[:DETAIL_LIMIT], status
+
+
+def of_status(status: int) -> Outcome:
+    """The outcome of an HTTP status other than 200 and redirects."""
+    with contextlib.suppress(ValueError):
+        return Outcome(f"http_{status}")
+    return Outcome.HTTP_5XX if 500 <= status < 600 else Outcome.HTTP_STATUS_OTHER
+
+
+def table(rows: Sequence[dict[str, Any]]) -> "pa.Table":
+    """The outcome table of a shard, one row a row of the pair table, in its order; `bytes` are of the body as received."""
+    import pyarrow as pa
+
+    text, whole = pa.string(), pa.int64()
+    columns = {"key": text, "uid": text, "url": text, "source": text, "outcome": text, "http_status": pa.int32(), "bytes": whole}
+    columns |= {"sha256": text, "attempts": pa.int32(), "latency_s": pa.float32(), "detail": text}
+    return pa.Table.from_pylist(list(rows), schema=pa.schema(list(columns.items())))
