@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -89,6 +90,7 @@ class ShardLoader(Generic[BatchT]):
         self._table = ItemTable(dataset.captions_per_sample, dataset.shard_starts, epoch_over)
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="albef-loader") if num_workers else None
         self._quarantine: dict[int, dict[str, Any]] = {}
+        cv2.setNumThreads(1)  # its warps would start a thread per core inside each of our workers and beside torch's
 
     @property
     def items_per_epoch(self) -> int:
