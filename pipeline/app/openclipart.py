@@ -91,6 +91,7 @@ def prepare(out: Path, port: int = 8765, test: int = 500, val: int = 250) -> dic
     if (before := _finished(out)) is not None and before["settings"] == wanted:
         log.info("openclipart: %s is complete", out)
         return before
+    (out / "openclipart.json").unlink(missing_ok=True)  # from here to the end the folder is not complete
     png, svg = (_archive(out / "packages", package) for package in PACKAGES)
     drawings = _drawings(svg)
     outcomes: Counter[str] = Counter()

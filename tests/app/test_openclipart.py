@@ -173,6 +173,7 @@ def test_only_what_a_caption_of_its_own_can_find_is_held_out(packages: Packages,
     assert {image["sentences"][0]["raw"] for image in images.values()} == set(TITLED)
     with pytest.raises(DataError, match=r"^openclipart: 11 pictures were to be held out, but only 10 [^\n]+$"):
         prepare(tmp_path / "out", test=8, val=3)
+    assert not (tmp_path / "out" / "openclipart.json").exists()  # nothing half-changed passes for complete
 
 
 def test_the_same_packages_give_the_same_files_and_again_costs_nothing(packages: Packages, tmp_path: Path) -> None:
