@@ -44,6 +44,14 @@ def load(schema: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
     return validate(schema, values, origin=str(path))
 
 
+def from_overrides(schema: type[S], overrides: Sequence[str]) -> S:
+    """A section from its defaults and `key=value` overrides, with no file."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(values, override)
+    return validate(schema, values, origin="command line")
+
+
 def validate(schema: type[S], values: dict[str, Any], origin: str) -> S:
     """Build a section from plain values; errors name `origin` and the full key."""
     try:
@@ -56,6 +64,14 @@ def dump(section: Section) -> str:
     """The resolved configuration as YAML, every default spelled out."""
     text: str = yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return text
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as {"section.key": value}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def reference(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, str, str]]:

@@ -62,6 +62,11 @@ class RunDirectory:
             yield
 
 
+def rank() -> int:
+    """This process's rank as its launcher says it (deepspeed, torchrun, srun); 0 without one."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
 def fingerprint(value: Any) -> str:
     """A short stable hash of a JSON-like value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -86,13 +86,23 @@ def read_range(path: str, start: int, end: int) -> bytes:
 
 def list_files(path: str) -> list[str]:
     """Names (not paths) of the files directly in a folder, sorted; empty when the folder does not exist."""
+    return _names(path, "file")
+
+
+def list_folders(path: str) -> list[str]:
+    """Names (not paths) of the folders directly in a folder, sorted; empty when the folder does not exist."""
+    return _names(path, "directory")
+
+
+def _names(path: str, kind: str) -> list[str]:
     with _errors_named(path):
         fs, inner = filesystem(path)
+        fs.invalidate_cache()  # object stores cache listings; another process may have written since
         try:
-            entries: list[dict[str, Any]] = fs.ls(inner, detail=True, refresh=True) if not is_local(path) else fs.ls(inner, detail=True)
+            entries: list[dict[str, Any]] = fs.ls(inner, detail=True)
         except FileNotFoundError:
             return []
-        return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+        return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == kind)
 
 
 def make_folder(path: str) -> None:
@@ -108,6 +118,14 @@ def remove(path: str) -> None:
         fs, inner = filesystem(path)
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(inner)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a folder and everything in it; removing what is not there is fine."""
+    with _errors_named(path):
+        fs, inner = filesystem(path)
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(inner, recursive=True)
 
 
 @contextlib.contextmanager

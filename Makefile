@@ -1,0 +1,46 @@
+# Every target sets up .venv itself the first time.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+export DS_ACCELERATOR ?= cpu
+export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.PHONY: help install demo demo-long openclipart check test test-slow clean
+
+help:
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## set up .venv (about 7 GB with torch)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## pictures -> shards -> training -> report, about 10 minutes on 2 cores
+	$(BIN)/albef run pipeline/configs/demo.yaml
+
+demo-long: $(STAMP)  ## the same world, trained until ITM re-ranking wins, at most 40 minutes
+	$(BIN)/albef run pipeline/configs/demo_long.yaml
+
+openclipart: $(STAMP)  ## the same stages on 8,000 real, public domain pictures
+	$(BIN)/albef run pipeline/configs/openclipart.yaml
+
+check: $(STAMP)  ## formatting, lint, types, import floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(STAMP)  ## the quick tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## the tests that need more time
+	$(BIN)/python -m pytest -m slow
+
+clean:  ## remove runs and caches, keep .venv
+	rm -rf runs build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m pipeline.app`, the form launchers start."""
+
+from pipeline.app.cli import main
+
+main()

@@ -1,0 +1,141 @@
+"""The `albef` command. Everything heavy is imported inside the commands, so that help answers at once."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.core import logs, stopping
+from pipeline.core.errors import AlbefError
+from pipeline.core.run_directory import rank
+
+if TYPE_CHECKING:
+    from pipeline.app.config import RunConfig
+
+app = typer.Typer(
+    help="ALBEF vision-language pre-training as a pipeline: URL lists in, verified shards, training, benchmark tables out.\n\n"
+    "Start with: albef run pipeline/configs/demo.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with a section a stage; ours are in pipeline/configs/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings that replace the file's.")]
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Walk all stages of CONFIG in order; finished ones are skipped, interrupted ones continue; ends with a report."""
+    from pipeline.app.run import run as walk
+
+    report = walk(_loaded(config, overrides))
+    typer.echo(f"report: {report.resolve()}")
+
+
+@app.command()
+def ingest(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Download the pictures of the lists in CONFIG and write verified shards with an index and a manifest."""
+    _stage("ingest", config, overrides)
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    processes: Annotated[int, typer.Option(help="Ranks on this machine; more than one starts the deepspeed launcher.", min=1)] = 1,
+) -> None:
+    """Pre-train as CONFIG says: ITC + ITM + MLM with a momentum teacher. Stops and resumes exactly."""
+    if processes > 1:
+        from pipeline.app.launch import launch_ranks
+
+        raise typer.Exit(launch_ranks(processes, ["train", str(config), *(overrides or [])]))
+    _stage("train", config, overrides)
+
+
+@app.command("eval")
+def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Run the benchmarks of CONFIG on a checkpoint and write the tables."""
+    _stage("eval", config, overrides)
+
+
+@app.command()
+def report(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Write the HTML report of a run again."""
+    from pipeline.app.report import write_report
+
+    typer.echo(f"report: {write_report(Path(_loaded(config, overrides).run.folder)).resolve()}")
+
+
+@app.command()
+def scenes(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the world to.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings of the world, e.g. train=2000 seed=7.")] = None,
+) -> None:
+    """Draw the embedded world: pictures, captions, lists and benchmark files in their real formats. Needs no download."""
+    from pipeline.app.scenes.config import ScenesConfig
+    from pipeline.app.scenes.write import write_world
+    from pipeline.core.config import from_overrides
+
+    logs.configure()
+    write_world(from_overrides(ScenesConfig, overrides or []), out)
+    typer.echo(f"world: {out.resolve()}")
+
+
+config_app = typer.Typer(help="The configuration's reference.", no_args_is_help=True)
+
+
+@config_app.command("reference")
+def config_reference() -> None:
+    """Print every key with its default and what it means."""
+    from pipeline.app.config import RunConfig
+    from pipeline.core.config import reference
+
+    for key, default, description in reference(RunConfig):
+        typer.echo(f"{key} = {default}\n    {description}")
+
+
+def _loaded(config: Path, overrides: list[str] | None) -> "RunConfig":
+    from pipeline.app.config import RunConfig
+    from pipeline.core.config import load
+
+    loaded = load(RunConfig, config, overrides or [])
+    logs.configure(Path(loaded.run.folder), rank=rank())
+    return loaded
+
+
+def _stage(stage: str, config: Path, overrides: list[str] | None) -> Any:
+    from pipeline.app.run import run_stage
+
+    return run_stage(stage, _loaded(config, overrides))
+
+
+def _add_rooms() -> None:
+    from shards.cli import app as shards_app
+
+    app.add_typer(config_app, name="config")
+    app.add_typer(shards_app, name="shards", help="Tools for any WebDataset folder: index, verify, stats.")
+
+
+def main() -> None:
+    """Entry point: our errors become one line and their exit code, anything else is a bug and keeps its traceback."""
+    stopping.install_handlers()  # before torch is imported: an early signal would kill the process otherwise
+    _add_rooms()
+    sys.exit(exit_code_of(app))
+
+
+def exit_code_of(command: Callable[[], Any]) -> int:
+    """Run a command; 0, or the exit code of our error after printing its one line."""
+    try:
+        command()
+    except AlbefError as error:
+        typer.echo(f"albef: {error}", err=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""`albef run`: the stages in order; what is finished is skipped, what was interrupted continues."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.app.config import RunConfig
+from pipeline.core import config as configuration
+from pipeline.core import storage
+from pipeline.core.errors import ConfigError
+from pipeline.core.run_directory import RunDirectory, fingerprint, rank
+
+log = logging.getLogger(__name__)
+Result = dict[str, Any]
+
+
+def scenes(config: RunConfig, _directory: RunDirectory) -> Result:
+    from pipeline.app.scenes.write import write_world
+
+    assert config.scenes is not None
+    return write_world(config.scenes, Path(config.scenes.folder))
+
+
+def openclipart(config: RunConfig, _directory: RunDirectory) -> Result:
+    from pipeline.app.openclipart import prepare
+
+    assert config.openclipart is not None
+    return prepare(Path(config.openclipart.folder))
+
+
+def ingest(config: RunConfig, directory: RunDirectory) -> Result:
+    import ingest.ingest
+
+    assert config.ingest is not None
+    with _pictures_served(config):
+        return ingest.ingest.run(config.ingest, directory.path)
+
+
+def train(config: RunConfig, directory: RunDirectory) -> Result:
+    import training.engine
+
+    assert config.training is not None
+    return training.engine.run(config.training, directory.path, _validation(config, directory))
+
+
+def evaluate(config: RunConfig, directory: RunDirectory) -> Result:
+    import eval.suite
+
+    assert config.eval is not None
+    return eval.suite.run(config.eval, _checkpoint(config, directory), directory.path)
+
+
+# The way of the data. A stage runs when its section is in the configuration.
+STAGES: dict[str, tuple[str, Callable[[RunConfig, RunDirectory], Result]]] = {
+    "scenes": ("scenes", scenes),
+    "openclipart": ("openclipart", openclipart),
+    "ingest": ("ingest", ingest),
+    "train": ("training", train),
+    "eval": ("eval", evaluate),
+}
+
+
+def run(config: RunConfig) -> Path:
+    """Walk all configured stages and write the report; returns the report's path."""
+    from pipeline.app.report import write_report
+
+    directory = RunDirectory(Path(config.run.folder))
+    with directory.locked():
+        for stage in STAGES:
+            if getattr(config, STAGES[stage][0]) is not None:
+                _run_unless_finished(stage, config, directory)
+        return write_report(directory.path)
+
+
+def run_stage(stage: str, config: RunConfig) -> Result:
+    """One stage by itself, as on a machine of its own."""
+    if getattr(config, STAGES[stage][0]) is None:
+        raise ConfigError(f"{STAGES[stage][0]}: the configuration has no such section, so there is nothing to {stage}")
+    directory = RunDirectory(Path(config.run.folder))
+    if rank() > 0:  # rank 0 holds the lock and writes the record for all
+        return STAGES[stage][1](config, directory)
+    with directory.locked():
+        return _run_unless_finished(stage, config, directory)
+
+
+def _run_unless_finished(stage: str, config: RunConfig, directory: RunDirectory) -> Result:
+    mark = _fingerprint(stage, config)
+    finished = directory.result(stage)
+    if finished is not None and finished["fingerprint"] == mark:
+        log.info("stage %s: finished before, skipped", stage)
+        result: Result = finished["result"]
+        return result
+    log.info("stage %s", stage)
+    storage.write_bytes(str(directory.path / "config.yaml"), configuration.dump(config).encode())
+    started = time.monotonic()
+    result = STAGES[stage][1](config, directory)
+    directory.finish(stage, mark, result, time.monotonic() - started)
+    return result
+
+
+def _fingerprint(stage: str, config: RunConfig) -> str:
+    """Of the stage's section and of all before it: a changed list makes a new training."""
+    sections = [STAGES[name][0] for name in STAGES]
+    upto = sections[: sections.index(STAGES[stage][0]) + 1]
+    return fingerprint({name: getattr(config, name).model_dump(mode="json") for name in upto if getattr(config, name) is not None})
+
+
+@contextlib.contextmanager
+def _pictures_served(config: RunConfig) -> Iterator[None]:
+    if config.pictures is None:
+        yield
+        return
+    from pipeline.app.picture_server import serving
+
+    with serving(Path(config.pictures.folder), config.pictures.port):
+        yield
+
+
+def _checkpoint(config: RunConfig, directory: RunDirectory) -> str:
+    assert config.eval is not None
+    return config.eval.checkpoint or str(directory.path / "train" / "checkpoints")
+
+
+def _validation(config: RunConfig, directory: RunDirectory) -> Callable[[Path], dict[str, float]] | None:
+    """The evaluation during training: retrieval on the validation split, when the run has an eval section."""
+    if config.eval is None or config.training is None or config.training.evaluate_every_steps is None:
+        return None
+    from eval.suite import validate_checkpoint
+
+    section = config.eval
+    return lambda checkpoint: validate_checkpoint(section, checkpoint, directory.path)

@@ -1,0 +1,177 @@
+"""Checkpoints: named tensors in safetensors files and a manifest that is written last; no pickle, any world size, disk or S3.
+
+    checkpoints/latest                    name of the newest checkpoint whose files were read back and verified
+    checkpoints/step-0000400/
+        student.safetensors               fp32 master weights
+        teacher.safetensors               fp32 moving average
+        optimizer.safetensors             AdamW's moments, `exp_avg.<name>` and `exp_avg_sq.<name>`
+        queue.safetensors                 teacher features
+        vocab.txt
+        manifest.json                     sizes and sha256 of the files, counters, data position, configuration
+
+A folder without a manifest is not a checkpoint: whatever was being written when a process died is invisible.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from pipeline.core import storage
+from pipeline.core.config import validate
+from pipeline.core.errors import DataError
+from training.model import Albef
+from training.model_config import ModelConfig
+from training.tokenizer import Tokenizer
+from training.weights import load_strictly
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A written checkpoint: its folder and what its manifest says."""
+
+    path: str
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken, skipped ones included."""
+        return int(self.manifest["state"]["step"])
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Counters and the data position at the moment of saving."""
+        state: dict[str, Any] = self.manifest["state"]
+        return state
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return validate(ModelConfig, self.manifest["model"], origin=f"{self.path}/manifest.json")
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one file, e.g. `student`, on the CPU; the file's checksum is compared first."""
+        file = f"{name}.safetensors"
+        return safetensors.torch.load(_verified_bytes(self, file))
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(_verified_bytes(self, "vocab.txt").decode().rstrip("\n").split("\n"))
+
+    def verify(self) -> None:
+        """Read every file back and compare; raises DataError on the first difference."""
+        for file in self.manifest["files"]:
+            _verified_bytes(self, file)
+
+
+def write(folder: str, step: int, tensors: Mapping[str, Mapping[str, Tensor]], tokenizer: Tokenizer, record: Mapping[str, Any]) -> Checkpoint:
+    """Write a checkpoint, read it back, and only then point `latest` to it.
+
+    Args:
+        tensors: file name without suffix -> named tensors.
+        record: `state`, `model` and `training` as JSON values.
+    """
+    name = f"step-{step:07d}"
+    path = storage.join(folder, name)
+    files = {f"{file}.safetensors": safetensors.torch.save(_contiguous(named)) for file, named in tensors.items()}
+    files["vocab.txt"] = "".join(f"{piece}\n" for piece in tokenizer.pieces(range(tokenizer.vocab_size))).encode()
+    for file, data in files.items():
+        storage.write_bytes(storage.join(path, file), data)
+    sums = {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
+    manifest = {"format": FORMAT, **record, "files": sums}
+    storage.write_bytes(storage.join(path, "manifest.json"), json.dumps(manifest, indent=1).encode())
+    checkpoint = Checkpoint(path, manifest)
+    checkpoint.verify()
+    storage.write_bytes(storage.join(folder, "latest"), name.encode())
+    return checkpoint
+
+
+def read(path: str) -> Checkpoint:
+    """Open a checkpoint folder, or the newest one of a folder of checkpoints.
+
+    Raises:
+        DataError: nothing there, not ours, or of a format this version does not know.
+    """
+    if storage.exists(storage.join(path, "latest")):
+        path = storage.join(path, storage.read_bytes(storage.join(path, "latest")).decode().strip())
+    manifest_path = storage.join(path, "manifest.json")
+    if not storage.exists(manifest_path):
+        raise DataError(f"{path}: no checkpoint here (no manifest.json); give a folder like .../checkpoints or .../checkpoints/step-0000400")
+    try:
+        manifest = json.loads(storage.read_bytes(manifest_path))
+        known = manifest["format"] == FORMAT and "state" in manifest and "files" in manifest
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise DataError(f"{manifest_path}: not a checkpoint manifest of format {FORMAT}; was it written by another program or version?")
+    return Checkpoint(path, manifest)
+
+
+def newest(folder: str) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None when there is none yet."""
+    if not storage.exists(storage.join(folder, "latest")):
+        return None
+    latest = storage.read_bytes(storage.join(folder, "latest")).decode().strip()
+    steps = [name for name in reversed(_steps(folder)) if name <= latest]
+    for name in steps:
+        try:
+            checkpoint = read(storage.join(folder, name))
+            checkpoint.verify()
+        except DataError as error:
+            log.warning("checkpoint %s is damaged (%s); trying the one before", name, error)
+        else:
+            return checkpoint
+    raise DataError(f"{folder}: 'latest' names {latest}, but no checkpoint up to it is whole; restore one, or remove the folder to start again")
+
+
+def remove_old(folder: str, keep: int) -> None:
+    """Keep the newest `keep` checkpoints; a removed one loses its manifest first, so it is never half a checkpoint."""
+    for name in _steps(folder)[:-keep]:
+        path = storage.join(folder, name)
+        storage.remove(storage.join(path, "manifest.json"))
+        storage.remove_tree(path)
+
+
+def load_weights(model: Albef, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Copy weights into the model; a missing, unexpected or differently shaped tensor is named in one DataError."""
+    own = model.state_dict()
+    tied = set(own) - {name for name, _ in model.named_parameters()}  # second names of tensors that are saved once
+    load_strictly(model, {**weights, **{name: own[name] for name in tied}}, origin)
+
+
+def load_for_evaluation(path: str, tower: str = "student") -> tuple[Albef, Tokenizer, ModelConfig]:
+    """The model of a checkpoint in evaluation mode, its tokenizer and its sizes.
+
+    Args:
+        path: a checkpoint folder, or a folder of checkpoints (its `latest` is taken).
+        tower: `student` or `teacher`.
+    """
+    checkpoint = read(path)
+    model = Albef(checkpoint.model_config)
+    load_weights(model, checkpoint.tensors(tower), origin=f"{checkpoint.path}/{tower}.safetensors")
+    return model.eval().requires_grad_(False), checkpoint.tokenizer(), checkpoint.model_config
+
+
+def _steps(folder: str) -> list[str]:
+    return [name for name in storage.list_folders(folder) if name.startswith("step-") and storage.exists(storage.join(folder, name, "manifest.json"))]
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}  # clones: safetensors refuses views that share storage
+
+
+def _verified_bytes(checkpoint: Checkpoint, file: str) -> bytes:
+    path = storage.join(checkpoint.path, file)
+    expected = checkpoint.manifest["files"].get(file)
+    if expected is None:
+        raise DataError(f"{checkpoint.path}: has no {file}")
+    data = storage.read_bytes(path)
+    if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        raise DataError(f"{path}: damaged ({len(data)} bytes, {expected['bytes']} expected, or another sha256); use an older checkpoint")
+    return data

@@ -1,0 +1,81 @@
+"""Settings of a pre-training run; the defaults are the paper's recipe for the 4M set on 8 GPUs."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.core.config import Section
+from training.model_config import ModelConfig
+
+
+class InitConfig(Section):
+    """Where the first weights come from; null means random."""
+
+    vision: str | None = Field("deit_base_patch16_224.fb_in1k", description="timm model name, or path of a timm checkpoint (.pth, .safetensors)")
+    text: str | None = Field("bert-base-uncased", description="Hugging Face BERT: folder or hub name")
+    tokenizer: str | None = Field("bert-base-uncased", description="vocab.txt, folder or hub name; null trains a vocabulary from the captions")
+    vocabulary_size: int = Field(1000, ge=100, description="word pieces of a vocabulary trained from the captions")
+    checkpoint: str | None = Field(None, description="published ALBEF-style file or a checkpoint of ours to start from (weights only)")
+
+
+class OptimizerConfig(Section):
+    """AdamW with a linear warm-up and a per-step cosine."""
+
+    peak_lr: float = Field(1e-4, gt=0, description="learning rate after the warm-up")
+    final_lr: float = Field(1e-5, ge=0, description="learning rate of the last step")
+    warmup_steps: int = Field(1000, ge=0, description="optimizer steps of linear warm-up from 0")
+    weight_decay: float = Field(0.02, ge=0, description="AdamW decay of weights with two or more dimensions, and of the temperature")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moment decays")
+    epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon")
+    max_grad_norm: float = Field(0.0, ge=0, description="clip the global gradient norm; 0 does not clip (as the paper)")
+
+
+class TrainingConfig(Section):
+    """One pre-training run."""
+
+    dataset: str = Field(description="dataset folder: path or s3:// URL")
+    manifest: int | None = Field(None, ge=1, description="manifest number to pin; null takes the newest at the first start and pins it")
+    accept_data_change: bool = Field(False, description="let a resumed run go on with another manifest at its next epoch")
+    model: ModelConfig = Field(ModelConfig(), description="sizes of the network")
+    init: InitConfig = Field(InitConfig(), description="first weights")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW and its schedule")
+    losses: dict[str, dict[str, Any] | None] = Field({"itc": None, "itm": None, "mlm": None}, description="objectives and their options")
+
+    epochs: int = Field(30, ge=1, description="passes over the dataset")
+    max_steps: int | None = Field(None, ge=1, description="end after this many optimizer steps even if epochs are left; the schedules end there too")
+    epoch_over: Literal["pairs", "images"] = Field("pairs", description="one item per (picture, caption), or per picture with one caption drawn")
+    global_batch_size: int = Field(512, ge=1, description="pairs per optimizer step over all ranks; constant whatever the number of ranks")
+    micro_batch_size: int | None = Field(None, ge=1, description="pairs per rank and pass; null divides the global batch by the ranks")
+    group_size: int = Field(64, ge=2, description="consecutive pairs that are each other's in-batch keys and ITM negatives")
+
+    momentum: float = Field(0.995, ge=0, le=1, description="decay of the teacher's moving average")
+    alpha: float = Field(0.4, ge=0, le=1, description="weight of the teacher's soft targets after the ramp")
+    alpha_start_step: int = Field(0, ge=0, description="optimizer step at which the ramp of alpha starts")
+    alpha_ramp_steps: int | None = Field(None, ge=0, description="optimizer steps from 0 to alpha; null is one epoch")
+    queue_size: int = Field(65536, ge=0, description="teacher features kept as further keys")
+    mlm_probability: float = Field(0.15, gt=0, lt=1, description="share of word pieces selected for MLM")
+    max_tokens: int = Field(25, ge=2, description="word pieces kept of a caption, [CLS] included")
+
+    crop_scale: tuple[float, float] = Field((0.2, 1.0), description="area range of the random crop, as shares of the picture")
+    flip: bool = Field(True, description="flip half of the pictures left to right; off where captions speak of left and right")
+    randaugment: bool = Field(True, description="ALBEF's ten operations, two a picture, strength 7 of 10")
+
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="compute type; parameters stay fp32 (DeepSpeed torch_autocast)")
+    zero_stage: Literal[1, 2] = Field(1, description="DeepSpeed ZeRO stage")
+    seed: int = Field(42, ge=0, description="seed of order, crops, masks, draws, dropout and first weights")
+    num_workers: int = Field(4, ge=0, description="threads per rank that read and decode")
+    torch_threads: int | None = Field(None, ge=1, description="CPU threads per rank; null divides the cores by the local ranks")
+
+    log_every_steps: int = Field(20, ge=1, description="optimizer steps between lines in the log and tensorboard; metrics.jsonl has every step")
+    save_every_steps: int = Field(1000, ge=1, description="optimizer steps between checkpoints; the last step always saves")
+    keep_last: int = Field(2, ge=1, description="checkpoints kept, the newest ones")
+    evaluate_every_steps: int | None = Field(None, ge=1, description="optimizer steps between evaluations on the validation split; null never")
+    max_skipped_in_a_row: int = Field(10, ge=1, description="skipped steps (non-finite loss or gradient) in a row before the run stops")
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> "TrainingConfig":
+        if self.max_tokens > self.model.max_positions:
+            raise ValueError(f"max_tokens {self.max_tokens} is more than model.max_positions {self.model.max_positions}")
+        if self.global_batch_size % self.group_size:
+            raise ValueError(f"global_batch_size {self.global_batch_size} is not a multiple of group_size {self.group_size}")
+        return self

@@ -1,0 +1,94 @@
+"""From shards to batches: the dataset a run pins, its tokenizer, and the collate that makes every random draw of a step."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.core.errors import ConfigError
+from shards.dataset import Dataset
+from shards.loader import Item, ShardLoader
+from shards.text_rules import pre_caption
+from shards.transforms import PretrainTransform
+from training.batch import Batch
+from training.checkpoint import Checkpoint
+from training.config import TrainingConfig
+from training.distributed import World
+from training.masking import gumbel_noise, mask_tokens
+from training.tokenizer import Tokenizer, train_vocabulary
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Items to one batch: token ids, MLM masks and the noise of negative draws, all keyed by item and never by batch or worker."""
+
+    tokenizer: Tokenizer
+    max_tokens: int
+    mlm_probability: float
+    group_size: int
+
+    def __call__(self, items: Sequence[Item]) -> Batch:
+        """B items -> tensors on the CPU; pictures stay uint8 [B, 3, R, R]."""
+        keys = np.array([item.key for item in items], dtype=np.uint64)
+        input_ids, attention_mask = self.tokenizer.encode([item.caption for item in items], self.max_tokens)
+        tokens = self.tokenizer
+        masked_ids, labels = mask_tokens(
+            keys, input_ids.numpy(), probability=self.mlm_probability, vocab_size=tokens.vocab_size, cls_id=tokens.cls_id, pad_id=tokens.pad_id, mask_id=tokens.mask_id
+        )
+        gumbel_i2t, gumbel_t2i = gumbel_noise(keys, self.group_size)
+        return Batch(
+            images=torch.from_numpy(np.stack([item.image for item in items])).permute(0, 3, 1, 2).contiguous(),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            masked_ids=torch.from_numpy(masked_ids),
+            mlm_labels=torch.from_numpy(labels),
+            gumbel_i2t=torch.from_numpy(gumbel_i2t),
+            gumbel_t2i=torch.from_numpy(gumbel_t2i),
+            item_keys=keys,
+            sample_keys=[item.sample_key for item in items],
+        )
+
+
+def open_dataset(config: TrainingConfig, resumed: Checkpoint | None) -> Dataset:
+    """The dataset with the manifest this run pins: the configured one, the checkpoint's, or the newest."""
+    pinned = config.manifest if config.manifest is not None else resumed.state["manifest"] if resumed else None
+    dataset = Dataset.open(config.dataset, manifest=pinned)
+    log.info("dataset %s: manifest %d, %d samples, %d captions", config.dataset, dataset.manifest.number, dataset.num_samples, dataset.manifest.num_captions)
+    return dataset
+
+
+def build_tokenizer(config: TrainingConfig, dataset: Dataset) -> Tokenizer:
+    """The configured tokenizer, or one trained on all captions of the dataset."""
+    if config.init.tokenizer is not None:
+        return Tokenizer.load(config.init.tokenizer)
+    captions = (pre_caption(caption) for sample in range(dataset.num_samples) for caption in dataset.read(sample).captions)
+    tokenizer = train_vocabulary(captions, config.init.vocabulary_size)
+    log.info("vocabulary of %d word pieces trained from the captions", tokenizer.vocab_size)
+    return tokenizer
+
+
+def build_loader(config: TrainingConfig, dataset: Dataset, tokenizer: Tokenizer, world: World, micro_batch_size: int, accumulation_steps: int) -> ShardLoader[Batch]:
+    """The loader of this rank.
+
+    Raises ConfigError when the dataset is too small for one global batch.
+    """
+    loader: ShardLoader[Batch] = ShardLoader(
+        dataset,
+        transform=PretrainTransform(config.model.image_size, scale=config.crop_scale, flip=config.flip, randaugment=config.randaugment),
+        collate=Collate(tokenizer, config.max_tokens, config.mlm_probability, config.group_size),
+        global_batch_size=config.global_batch_size,
+        micro_batch_size=micro_batch_size,
+        accumulation_steps=accumulation_steps,
+        rank=world.rank,
+        world_size=world.world_size,
+        seed=config.seed,
+        epoch_over=config.epoch_over,
+        num_workers=config.num_workers,
+    )
+    if loader.steps_per_epoch == 0:
+        raise ConfigError(f"training.global_batch_size {config.global_batch_size} is more than the {loader.items_per_epoch} items of {config.dataset}; take a smaller one")
+    return loader

@@ -1,0 +1,95 @@
+"""One process among many: who am I, and how do we talk; the same for `deepspeed`, `torchrun`, `srun` and a lone process."""
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_SIZE": "SLURM_NTASKS_PER_NODE"}
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place: global rank, number of ranks, and the device it computes on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The average over all ranks, the same on each; `values` is left alone."""
+        if self.world_size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total / self.world_size
+
+    def gather(self, local: Tensor) -> Tensor:
+        """Rows of all ranks, concatenated in rank order: [N, ...] -> [world_size * N, ...]; carries no gradient."""
+        if self.world_size == 1:
+            return local
+        gathered = local.new_empty((self.world_size * local.shape[0], *local.shape[1:]))
+        dist.all_gather_into_tensor(gathered, local.contiguous())
+        return gathered
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def complete_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables torch.distributed and DeepSpeed need and that the launcher left out.
+
+    `deepspeed` and `torchrun` set RANK and friends; `srun` sets SLURM_*; without a launcher this is a world of one on a free port.
+    """
+    missing = {name: environment[slurm] for name, slurm in SLURM_NAMES.items() if name not in environment and slurm in environment and "RANK" not in environment}
+    lone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    if "RANK" not in environment and "RANK" not in missing:
+        return {**lone, "MASTER_PORT": str(_free_port())}
+    missing.setdefault("LOCAL_SIZE", environment.get("LOCAL_SIZE") or environment.get("LOCAL_WORLD_SIZE") or environment.get("WORLD_SIZE", "1"))
+    return missing
+
+
+def start(torch_threads: int | None) -> World:
+    """Join the process group: nccl where there is a GPU, gloo elsewhere.
+
+    Must run before deepspeed is imported anywhere else, since DS_ACCELERATOR decides at import.
+    """
+    os.environ.update(complete_environment(os.environ))
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_SIZE", "1"))
+    torch.set_num_threads(torch_threads or max(1, len(os.sched_getaffinity(0)) // local_size))
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside python, also where the environment is not activated
+    import deepspeed  # after the environment is complete
+
+    if os.environ["WORLD_SIZE"] == "1":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else compiled at the first start, though there is nobody to share memory with
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    return World(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

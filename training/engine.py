@@ -1,0 +1,317 @@
+"""The training loop: one global batch after another through DeepSpeed, with what is needed to stop and go on exactly."""
+
+import hashlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.core import config as configuration
+from pipeline.core import stopping, storage
+from pipeline.core.choice import chosen_from
+from pipeline.core.errors import ConfigError, Stopped
+from shards.loader import Position, ShardLoader
+from training import checkpoint, distributed, schedule
+from training.batch import Batch
+from training.config import TrainingConfig
+from training.data import build_loader, build_tokenizer, open_dataset
+from training.distributed import World
+from training.feature_queue import FeatureQueue
+from training.flat_groups import MOMENTS, FlatGroup, adam_state, flat_groups
+from training.initialise import build_student
+from training.losses import LOSSES
+from training.metrics import Metrics
+from training.objective import Pretrainer, StepOutput
+from training.optim import parameter_groups
+from training.teacher import Teacher
+
+log = logging.getLogger(__name__)
+Evaluate = Callable[[Path], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a run stands after an optimizer step; small, printable, stored in the checkpoint."""
+
+    position: Position
+    step: int = 0  # optimizer steps, skipped ones included
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+
+
+def run(config: TrainingConfig, run_folder: Path, evaluate: Evaluate | None = None) -> dict[str, Any]:
+    """Train from scratch or from the newest checkpoint in `run_folder`/train to the last step.
+
+    Args:
+        evaluate: scores a checkpoint folder every `evaluate_every_steps`; names -> values.
+
+    Returns:
+        Counters, the last losses and the last checkpoint's path.
+
+    Raises:
+        Stopped: a signal, a STOP file or too many skipped steps in a row; a checkpoint was written.
+        UserError: the configuration does not fit the data, the ranks or the checkpoint.
+    """
+    world = distributed.start(config.torch_threads)
+    trainer = Trainer(config, run_folder, world, evaluate)
+    try:
+        return trainer.train()
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """Student, teacher, queue, data and DeepSpeed's engine of one run on one rank."""
+
+    def __init__(self, config: TrainingConfig, run_folder: Path, world: World, evaluate: Evaluate | None) -> None:
+        self.config, self.run_folder, self.world = config, run_folder, world
+        self.checkpoints = str(run_folder / "train" / "checkpoints")
+        self._evaluate = evaluate
+        resumed = checkpoint.newest(self.checkpoints)
+        dataset = open_dataset(config, resumed)
+        self.tokenizer = world.from_first(resumed.tokenizer() if resumed else build_tokenizer(config, dataset) if world.rank == 0 else None)
+        micro_batch_size, self.accumulation_steps = split_of(config, world.world_size)
+        self.loader: ShardLoader[Batch] = build_loader(config, dataset, self.tokenizer, world, micro_batch_size, self.accumulation_steps)
+        self.total_steps = min(config.max_steps or sys.maxsize, config.epochs * self.loader.steps_per_epoch)
+        self.student = build_student(config, self.tokenizer)
+        self.engine = _deepspeed_engine(config, self.student, world, micro_batch_size, self.accumulation_steps)
+        self.groups = flat_groups(self.engine.optimizer, self.student)
+        self.teacher = Teacher(self.student, self.groups, config.momentum)
+        self.queue = FeatureQueue(config.queue_size, self.student.config.embed_dim, world.device, seed=config.seed)
+        self.state = TrainingState(position=self.loader.start())
+        if resumed:
+            self._load(resumed)
+        self.metrics = Metrics(run_folder / "train", self.state.step, config.log_every_steps) if world.rank == 0 else None
+        log.info(
+            "stage train: DeepSpeed ZeRO-%d %s, %d rank(s) x %d pairs x %d accumulation, %d items, step %d of %d, %.1fM parameters",
+            config.zero_stage, config.precision, world.world_size, micro_batch_size, self.accumulation_steps,
+            self.loader.items_per_epoch, self.state.step, self.total_steps, sum(p.numel() for p in self.student.parameters()) / 1e6,
+        )  # fmt: skip
+
+    def train(self) -> dict[str, Any]:
+        """Every remaining step, with hooks after each; the loop of the whole package."""
+        losses: dict[str, float] = {}
+        waiting_since = time.perf_counter()
+        if self.state.step < self.total_steps:
+            for micro_batches, position in self.loader.from_position(self.state.position):
+                data_wait_s = time.perf_counter() - waiting_since
+                outputs, applied = self._optimizer_step(micro_batches)
+                if applied:  # a skipped step must not age the teacher or reach the queue
+                    self._clamp_temperature()
+                    self.teacher.update()
+                    self._push_features(outputs)
+                losses = self._mean_losses(outputs)
+                self._advance(position, applied, micro_batches, losses)
+                self._report(losses, data_wait_s, time.perf_counter() - waiting_since)
+                waiting_since = time.perf_counter()
+                self._after_step()
+                if self.state.step >= self.total_steps:
+                    break
+        return {"steps": self.state.step, "skipped_steps": self.state.skipped_steps, "pairs": self.state.step * self.config.global_batch_size,
+                "losses": losses, "checkpoint": checkpoint.read(self.checkpoints).path, "quarantined": len(self.loader.quarantine)}  # fmt: skip
+
+    def close(self) -> None:
+        self.loader.close()
+        if self.metrics:
+            self.metrics.close()
+
+    def _optimizer_step(self, micro_batches: Sequence[Batch]) -> tuple[list[StepOutput], bool]:
+        torch.manual_seed(_dropout_seed(self.config.seed, self.state.step, self.world.rank))
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = self._learning_rate(self.state.step)
+        outputs = []
+        for batch in micro_batches:
+            output = self.engine(batch.to(self.world.device), self.teacher.model, self.queue, alpha=self._alpha(self.state.step), step=self.state.step)
+            self.engine.backward(output.total)
+            self.engine.step()
+            outputs.append(output)
+        return outputs, bool(self.engine.was_step_applied())
+
+    def _clamp_temperature(self) -> None:
+        """To [0.001, 0.5], on ZeRO's fp32 master: the original clamps in its forward pass, which would not stick here."""
+        for group in self.groups:
+            for place in group.placements:
+                if place.name == "temperature":
+                    group.compute.narrow(0, place.offset, 1).clamp_(0.001, 0.5)
+                    start = place.offset - group.rank * group.master.numel()
+                    if 0 <= start < group.master.numel():
+                        group.master.data.narrow(0, start, 1).clamp_(0.001, 0.5)
+
+    def _push_features(self, outputs: Sequence[StepOutput]) -> None:
+        """In the order of the global batch: micro-batch a of rank r is its slice a * world_size + r."""
+        for output in outputs:
+            self.queue.push(self.world.gather(output.teacher_image_feat), self.world.gather(output.teacher_text_feat))
+
+    def _mean_losses(self, outputs: Sequence[StepOutput]) -> dict[str, float]:
+        """Losses (as loss/<name>) and the losses' own metrics, averaged over micro-batches and ranks."""
+        named = [{**{f"loss/{name}": loss for name, loss in output.losses.items()}, "loss/total": output.total, **output.metrics} for output in outputs]
+        names = list(named[0])
+        values = torch.stack([torch.stack([values[name].detach().float() for name in names]) for values in named]).mean(dim=0)
+        return dict(zip(names, self.world.mean(values).tolist(), strict=True))
+
+    def _advance(self, position: Position, applied: bool, micro_batches: Sequence[Batch], losses: dict[str, float]) -> None:
+        state = self.state
+        if applied:
+            self.state = replace(state, position=position, step=state.step + 1, skipped_in_a_row=0)
+            return
+        self.state = replace(state, position=position, step=state.step + 1, skipped_steps=state.skipped_steps + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
+        keys = [key for batch in micro_batches for key in batch.sample_keys]
+        log.warning("step %d skipped: non-finite loss or gradient (losses %s); samples on this rank: %s", self.state.step, losses, " ".join(keys[:64]))
+
+    def _report(self, losses: dict[str, float], data_wait_s: float, step_s: float) -> None:
+        if self.metrics is None:
+            return
+        last = self.state.step - 1
+        values = losses | {
+            "lr": self._learning_rate(last),
+            "alpha": self._alpha(last),
+            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            "epoch": last / self.loader.steps_per_epoch,
+            "pairs_per_s": self.config.global_batch_size / step_s,
+            "data_wait_s": data_wait_s,
+            "skipped_steps": float(self.state.skipped_steps),
+        }
+        self.metrics.record(self.state.step, values)
+
+    def _after_step(self) -> None:
+        """Save, evaluate, stop: in this order, so that whatever ends the run leaves a checkpoint."""
+        step, config = self.state.step, self.config
+        reason = self._stop_reason()
+        scored = self._evaluate is not None and config.evaluate_every_steps is not None and step % config.evaluate_every_steps == 0
+        if reason or scored or step % config.save_every_steps == 0 or step >= self.total_steps:
+            path = self._save()
+            if scored and self.metrics and self._evaluate:
+                self.metrics.record(step, {f"val/{name}": value for name, value in self._evaluate(Path(path)).items()})
+            self.world.barrier()
+        if reason and step < self.total_steps:
+            raise Stopped(f"training stopped at step {step} of {self.total_steps}: {reason}; run the same command again to continue")
+
+    def _stop_reason(self) -> str | None:
+        """The same answer on every rank: one rank's signal stops all at the same step."""
+        own = stopping.stop_reason(self.run_folder)
+        if self.state.skipped_in_a_row >= self.config.max_skipped_in_a_row:
+            own = f"{self.state.skipped_in_a_row} steps in a row were skipped for a non-finite loss or gradient"
+        anyone = self.world.mean(torch.tensor([float(own is not None)], device=self.world.device)).item() > 0
+        return (own or "another rank was asked to stop") if anyone else None
+
+    def _save(self) -> str:
+        masters = _named_everywhere(self.groups, [group.master for group in self.groups])
+        moments = {name: _named_everywhere(self.groups, [adam_state(self.engine.optimizer, group)[name] for group in self.groups]) for name in MOMENTS}
+        name = f"step-{self.state.step:07d}"
+        if self.world.rank == 0:
+            tensors = {
+                "student": masters,
+                "teacher": self.teacher.state_dict(),
+                "optimizer": {f"{moment}.{name}": tensor for moment, named in moments.items() for name, tensor in named.items()},
+                "queue": {name: ring for name, ring in self.queue.state_dict().items() if name != "position"},
+            }
+            checkpoint.write(self.checkpoints, self.state.step, tensors, self.tokenizer, self._record())
+            checkpoint.remove_old(self.checkpoints, self.config.keep_last)
+        self.world.barrier()
+        return storage.join(self.checkpoints, name)
+
+    def _record(self) -> dict[str, Any]:
+        state = {**asdict(self.state), "adam_step": float(adam_state(self.engine.optimizer, self.groups[0])["step"]), "queue_position": self.queue.position,
+                 "manifest": self.loader.dataset.manifest.number, "quarantine": self.loader.quarantine}  # fmt: skip
+        return {"state": state, "model": self.student.config.model_dump(mode="json"), "training": self.config.model_dump(mode="json")}
+
+    def _load(self, saved: checkpoint.Checkpoint) -> None:
+        """Continue from a checkpoint of any world size: each rank takes its slices."""
+        refuse_changed(self.config, saved)
+        weights, moments, state = saved.tensors("student"), saved.tensors("optimizer"), saved.state
+        with torch.no_grad():
+            for group in self.groups:
+                flat = group.flatten(weights)
+                group.compute.copy_(flat)
+                group.master.copy_(group.own(flat))
+                adam = adam_state(self.engine.optimizer, group)
+                adam["step"].fill_(state["adam_step"])
+                for moment in MOMENTS:
+                    adam[moment].copy_(group.own(group.flatten({place.name: moments[f"{moment}.{place.name}"] for place in group.placements})))
+        self.teacher.load_state_dict(saved.tensors("teacher"))
+        self.queue.load_state_dict({**saved.tensors("queue"), "position": state["queue_position"]})
+        self.loader.restore_quarantine(state["quarantine"])
+        self.state = TrainingState(Position(**state["position"]), state["step"], state["skipped_steps"], state["skipped_in_a_row"])
+        log.info("resumed from %s", saved.path)
+
+    def _learning_rate(self, step: int) -> float:
+        recipe = self.config.optimizer
+        return schedule.learning_rate(step, self.total_steps, recipe.warmup_steps, recipe.peak_lr, recipe.final_lr)
+
+    def _alpha(self, step: int) -> float:
+        ramp = self.loader.steps_per_epoch if self.config.alpha_ramp_steps is None else self.config.alpha_ramp_steps
+        return schedule.alpha(max(0, step - self.config.alpha_start_step), ramp, self.config.alpha)
+
+
+def split_of(config: TrainingConfig, world_size: int) -> tuple[int, int]:
+    """(micro-batch size, accumulation steps) that make the global batch on this many ranks.
+
+    Raises ConfigError when no split exists, naming the numbers of ranks that fit.
+    """
+    fitting = [ranks for ranks in range(1, config.global_batch_size // config.group_size + 1) if config.global_batch_size % (ranks * config.group_size) == 0]
+    if config.global_batch_size % (world_size * config.group_size):
+        raise ConfigError(
+            f"training.global_batch_size {config.global_batch_size} cannot be split over {world_size} ranks in groups of {config.group_size}; ranks that fit: {fitting}"
+        )
+    per_rank = config.global_batch_size // world_size
+    micro_batch_size = config.micro_batch_size or per_rank
+    if per_rank % micro_batch_size or micro_batch_size % config.group_size:
+        raise ConfigError(
+            f"training.micro_batch_size {micro_batch_size} must divide the {per_rank} pairs a rank has per step and be a multiple of group_size {config.group_size}"
+        )
+    return micro_batch_size, per_rank // micro_batch_size
+
+
+# What may differ between a checkpoint and the run that continues it; anything else would be another experiment.
+MAY_CHANGE = {
+    "dataset", "manifest", "accept_data_change", "micro_batch_size", "num_workers", "torch_threads", "log_every_steps", "save_every_steps", "keep_last",
+    "evaluate_every_steps", "max_skipped_in_a_row", "zero_stage", "init",
+}  # fmt: skip
+
+
+def refuse_changed(config: TrainingConfig, saved: checkpoint.Checkpoint) -> None:
+    """Raises ConfigError when a setting that shapes the result differs from the checkpoint's."""
+    before = configuration.flatten(saved.manifest["training"])
+    for key, now in configuration.flatten(config.model_dump(mode="json")).items():
+        if key.split(".")[0] not in MAY_CHANGE and before.get(key) != now:
+            raise ConfigError(
+                f"training.{key} is {now!r}, but {saved.path} was trained with {before.get(key)!r}; set it back, or give run.folder a new name to start another run"
+            )
+
+
+def _named_everywhere(groups: Sequence[FlatGroup], shards: Sequence[Tensor]) -> dict[str, Tensor]:
+    """All ranks' slices as named tensors; every rank must call."""
+    return {name: view for group, shard in zip(groups, shards, strict=True) for name, view in group.named(group.gather(shard.detach())).items()}
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"dropout {seed} {step} {rank}".encode()).digest()[:8]) >> 1
+
+
+def _deepspeed_engine(config: TrainingConfig, student: Any, world: World, micro_batch_size: int, accumulation_steps: int) -> Any:
+    import deepspeed
+
+    deepspeed.utils.logging.set_log_level_from_string("warning")
+    adamw = torch.optim.AdamW(
+        parameter_groups(student, config.optimizer.weight_decay), lr=config.optimizer.peak_lr, betas=config.optimizer.betas, eps=config.optimizer.epsilon,
+        fused=True if world.device.type == "cuda" else None,
+    )  # fmt: skip
+    settings = {
+        "train_batch_size": config.global_batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "zero_optimization": {"stage": config.zero_stage},
+        "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 1_000_000_000,
+    }
+    pretrainer = Pretrainer(student.to(world.device), chosen_from(LOSSES, config.losses, "training.losses"), config.group_size)
+    engine, *_ = deepspeed.initialize(model=pretrainer, optimizer=adamw, config=settings, dist_init_required=False)
+    return engine
+

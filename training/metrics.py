@@ -1,0 +1,51 @@
+"""What a run reports: every step in metrics.jsonl, every few in the log and in tensorboard."""
+
+import json
+import logging
+from pathlib import Path
+from typing import TextIO
+
+from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+
+class Metrics:
+    """Rank 0's record of a run; lines of steps after `resume_step` are dropped, since those steps will be taken again."""
+
+    def __init__(self, folder: Path, resume_step: int, log_every_steps: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log_every_steps = log_every_steps
+        self._lines: TextIO = _truncated(folder / "metrics.jsonl", resume_step)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Values after optimizer step `step`; names like loss/itc, val/image_recall@1."""
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        if step % self._log_every_steps == 0 or any(name.startswith("val/") for name in values):
+            self._lines.flush()
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+            log.info("step %d  %s", step, "  ".join(f"{name.removeprefix('loss/')} {value:.4g}" for name, value in values.items() if name in SHOWN or name.startswith(("loss/", "val/"))))
+
+    def close(self) -> None:
+        self._lines.close()
+        self._board.close()
+
+
+SHOWN = {"lr", "alpha", "grad_norm", "pairs_per_s", "data_wait_s", "skipped_steps"}
+
+
+def _truncated(path: Path, last_step: int) -> TextIO:
+    kept = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= last_step:
+                    kept.append(line)
+            except ValueError:  # the line a killed process did not finish
+                continue
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.replace(path)
+    return path.open("a")
