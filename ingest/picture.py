@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ingest.outcomes import Ended, Outcome
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # decoders a stranger's bytes may reach
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # decoders a stranger's bytes may reach; JPEG's opens a phone's MPO too
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 MODES_AS_THEY_ARE = {"JPEG": ("RGB", "L"), "MPO": ("RGB", "L"), "PNG": ("RGB",), "WEBP": ("RGB",)}
 LAST_BYTES = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
@@ -57,7 +57,7 @@ def _opened(body: bytes) -> Image.Image:
     except UnidentifiedImageError:
         start = body[:16].lstrip().lower()
         raise Ended(Outcome.NOT_AN_IMAGE, "empty" if not body else "a text or web page" if start[:1] == b"<" else f"starts with {body[:8]!r}") from None
-    except Exception as error:  # decoders raise whatever a broken header makes them stumble over
+    except (OSError, ValueError, OverflowError) as error:
         raise Ended(Outcome.DECODE_FAILED, f"{type(error).__name__}: {error}") from error
 
 
