@@ -71,7 +71,8 @@ class Painter:
         cv2.fillPoly(mask, [points], 255, cv2.LINE_AA, _SHIFT)
         rim = mask.copy()
         cv2.polylines(rim, [points], True, 255, max(2, round(radius * 0.2)), cv2.LINE_AA, _SHIFT)
-        shadow = cv2.blur(np.roll(rim, (round(radius * 0.14), round(radius * 0.1)), (0, 1)), (_odd(radius * 0.3),) * 2)
+        fall = np.array([[1, 0, radius * 0.1], [0, 1, radius * 0.14]])
+        shadow = cv2.blur(cv2.warpAffine(rim, fall, rim.shape[::-1]), (_odd(radius * 0.3),) * 2)
 
         shades = _shades(thing.texture, tilt, radius, centre - (left, top), mask.shape)
         body = np.multiply.outer(shades, np.array(paint, np.float32))
