@@ -1,12 +1,11 @@
 """Ranged reads from shards: local files stay open; a remote shard is fetched once, in large pieces, into a bounded cache on local disk."""
 
-import io
 import os
 import tempfile
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pipeline.core import storage
 from pipeline.core.errors import DataError, Stopped
@@ -16,12 +15,22 @@ CACHE_BYTES = 8 * 2**30
 OPEN_FILES = 128
 
 
+class _OpenFile:
+    """A file descriptor that closes when its last reader lets go."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
 class RangeReader:
     """`read(path, start, length, total)` from many threads; `cache_bytes` bounds what remote shards may fill of the local disk."""
 
     def __init__(self, cache_bytes: int = CACHE_BYTES) -> None:
         self._cache_bytes = cache_bytes
-        self._files: OrderedDict[str, tuple[IO[bytes], int]] = OrderedDict()  # path -> (open file, bytes it fills of the cache)
+        self._files: OrderedDict[str, tuple[_OpenFile, int]] = OrderedDict()  # path -> (open file, bytes it fills of the cache)
         self._lock = threading.Lock()
         self._fetching: dict[str, threading.Lock] = {}
 
@@ -40,14 +49,14 @@ class RangeReader:
         """
         file = self._file(path, total)  # kept alive here, so that eviction by another thread closes it only after this read
         try:
-            data = os.pread(file.fileno(), length, start)
+            data = os.pread(file.descriptor, length, start)
         except OSError as error:
             raise Stopped(f"{path}: cannot be read ({error}); run the same command again when the storage is back") from error
         if len(data) != length:
             raise DataError(f"{path}: ends at byte {start + len(data)}, the manifest says {total}; it changed while in use")
         return data
 
-    def _file(self, path: str, total: int) -> IO[bytes]:
+    def _file(self, path: str, total: int) -> _OpenFile:
         with self._lock:
             if path in self._files:
                 self._files.move_to_end(path)
@@ -70,25 +79,37 @@ class RangeReader:
             self._files.popitem(last=False)
 
 
-def _open_local(path: str) -> IO[bytes]:
+def _open_local(path: str) -> _OpenFile:
     try:
-        return io.FileIO(Path(path.removeprefix("file://")), "rb")  # unbuffered: pread passes buffers by
+        return _OpenFile(os.open(path.removeprefix("file://"), os.O_RDONLY))
     except FileNotFoundError:
         raise DataError(f"{path}: not found; the manifest lists it") from None
     except OSError as error:
         raise Stopped(f"{path}: cannot be opened ({error}); run the same command again when the storage is back") from error
 
 
-def _fetch(path: str, total: int) -> IO[bytes]:
-    file = tempfile.TemporaryFile(prefix="albef-shard-")  # noqa: SIM115  # has no name: nothing is left behind, however the process dies
+def _fetch(path: str, total: int) -> _OpenFile:
+    descriptor, name = tempfile.mkstemp(prefix="albef-shard-")
+    Path(name).unlink()  # without a name nothing is left behind, however the process dies
+    file = _OpenFile(descriptor)
     for start in range(0, total, PIECE_BYTES):
         end = min(start + PIECE_BYTES, total)
         piece = _piece(path, start, end)
         if len(piece) != end - start:
             raise DataError(f"{path}: ends at byte {start + len(piece)}, the manifest says {total}; copy the shard again")
-        file.write(piece)
-    file.flush()
+        _write(descriptor, piece, start)
     return file
+
+
+def _write(descriptor: int, piece: bytes, start: int) -> None:
+    written = 0
+    while written < len(piece):
+        try:
+            written += os.pwrite(descriptor, piece[written:], start + written)
+        except OSError as error:
+            raise Stopped(
+                f"{tempfile.gettempdir()}: no room for the shard cache ({error}); point TMPDIR at a larger disk and run the same command again"
+            ) from error
 
 
 def _piece(path: str, start: int, end: int) -> bytes:

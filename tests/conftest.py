@@ -1,0 +1,61 @@
+"""Fixtures for every room: an S3 server of our own on loopback."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Endpoint URL of a moto server in a process of its own, reached over TCP."""
+    log = tmp_path_factory.mktemp("s3") / "moto.log"
+    environment = {**os.environ, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stdout=output, stderr=output, env=environment)
+    try:
+        yield _endpoint(process, log)
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def _endpoint(process: "subprocess.Popen[bytes]", log: Path) -> str:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        for word in log.read_text(encoding="utf-8", errors="replace").split():
+            if word.startswith("http://127.0.0.1:"):
+                return word.rstrip("/")
+        time.sleep(0.1)
+    raise RuntimeError(f"the S3 server did not start; see {log}")
+
+
+@pytest.fixture
+def s3_endpoint(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The server's URL, with AWS_* pointing at it for this test."""
+    import s3fs
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # an earlier test's client may know another endpoint
+    yield s3_server
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3_bucket(s3_endpoint: str) -> str:
+    """`s3://<new bucket>`, empty."""
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    urllib.request.urlopen(urllib.request.Request(f"{s3_endpoint}/{bucket}", method="PUT"), timeout=10).close()
+    return f"s3://{bucket}"

@@ -1,0 +1,216 @@
+"""Written once, read by number, and every damage named."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from pipeline.core import storage
+from pipeline.core.errors import DataError
+from shards import index, layout, manifest, writer
+from shards.dataset import DamagedSample, Dataset
+from shards.foreign import index_folder, sha256_of
+from shards.ranges import RangeReader
+from shards.verify import verify
+
+from .conftest import MakeDataset, samples
+
+
+def test_the_reader_gives_the_same_samples_as_webdataset(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([7, 1, 12])
+    theirs = []
+    for shard in dataset.manifest.shards:
+        read = webdataset.WebDataset(layout.tar_path(dataset.folder, shard.name), shardshuffle=False)
+        theirs += [(sample["__key__"], sample["jpg"], tuple(json.loads(sample["json"])["captions"]), sample["txt"].decode()) for sample in read]
+    ours = [dataset.read(number) for number in range(dataset.num_samples)]
+    assert [(one.key, one.image, one.captions, one.captions[0]) for one in ours] == theirs
+    assert dataset.captions_per_sample.tolist() == [len(one.captions) for one in ours]
+
+
+def test_a_foreign_tar_with_odd_members_reads_as_webdataset_reads_it(tmp_path: Path) -> None:
+    long = "a-folder/" + "x" * 120
+    path = tmp_path / "foreign.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
+        folder = tarfile.TarInfo("a-folder")
+        folder.type = tarfile.DIRTYPE
+        file.addfile(folder)
+        for name, data in [
+            ("__index__", b"skipped"), ("a-folder/1.JPG", b"one"), ("a-folder/1.txt", b"first"), (f"{long}.png", b"two"), (f"{long}.cls", b"7"),
+            ("no_suffix", b"x"), ("v1.photo.final.jpg", b"key is v1"), ("v1.txt", "été".encode()), ("only.txt", b"no picture"), ("ümlaut.webp", b"three"),
+            ("evil.pyd", b"cbuiltins\neval\n(S'1/0'\ntR."), ("evil.jpg", b"four"), ("evil.txt", b"  "),
+        ]:  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    published = index_folder(str(tmp_path))
+    dataset = Dataset.open(str(tmp_path))
+    ours = {one.key: one for one in map(dataset.read, range(dataset.num_samples))}
+    raw = list(webdataset.WebDataset(str(path), shardshuffle=False))
+    theirs = {sample["__key__"]: sample for sample in raw if any(suffix in sample for suffix in ("jpg", "png", "webp"))}
+    assert list(ours) == [key for key in theirs if key != "v1"]  # photo.final.jpg is no suffix on our list
+    assert ours["a-folder/1"].image == theirs["a-folder/1"]["jpg"]
+    assert ours[long].image == theirs[long]["png"]
+    assert ours["a-folder/1"].captions == ("first",)
+    assert ours["evil"].captions == ()  # a blank caption is none
+    assert published.outcomes == {"success": 4, "without_image": 2}
+
+
+def test_the_same_samples_give_the_same_bytes_and_the_writer_s_index_is_the_walk_s(tmp_path: Path) -> None:
+    first = writer.write_shard(str(tmp_path / "a" / "s.tar"), samples(0, 9), "x")
+    second = writer.write_shard(str(tmp_path / "b" / "s.tar"), samples(0, 9), "x")
+    assert first == second
+    assert first.sha256 == sha256_of(str(tmp_path / "a" / "s.tar"))
+    written = storage.read_bytes(layout.index_path(str(tmp_path / "a"), "s"))
+    assert written == index.index_bytes(index.build_index(str(tmp_path / "a" / "s.tar")))
+
+
+@pytest.mark.parametrize("cut", [1, 512, 700, 5000])
+def test_a_truncated_tar_is_named_in_one_line(tmp_path: Path, cut: int) -> None:
+    writer.write_shard(str(tmp_path / "00000.tar"), samples(0, 5))
+    whole = (tmp_path / "00000.tar").read_bytes()
+    end = max(offset for offset in range(0, len(whole), 512) if whole[offset : offset + 512].strip(b"\0")) + 512
+    (tmp_path / "00000.tar").write_bytes(whole[: end - cut + 512 * (cut == 512)])  # 512: cut exactly at the end mark, where Python's tarfile sees nothing
+    with pytest.raises(DataError, match=r"^[^\n]*00000\.tar: the tar is cut off at byte \d+[^\n]*$"):
+        index.build_index(str(tmp_path / "00000.tar"))
+
+
+def test_a_damaged_header_is_an_error_where_tarfile_sees_the_end(tmp_path: Path, flip_byte: Callable[[str, int], None]) -> None:
+    path = str(tmp_path / "00000.tar")
+    writer.write_shard(path, samples(0, 5))
+    start = int(index.build_index(path).offset[2])
+    flip_byte(path, start + 3)
+    with tarfile.open(path) as file:
+        assert len(file.getnames()) < 15  # silently less
+    with pytest.raises(DataError, match=rf"00000\.tar: damaged tar header at byte {start}"):
+        index.build_index(path)
+    with pytest.raises(DataError, match=r"00000\.tar"):
+        index_folder(str(tmp_path))
+    assert not (tmp_path / "MANIFEST").exists()
+
+
+def test_a_flipped_byte_damages_one_sample_and_no_other(make_dataset: MakeDataset, flip_byte: Callable[[str, int], None]) -> None:
+    dataset = make_dataset([6, 6])
+    path = layout.tar_path(dataset.folder, "00001")
+    one = index.build_index(path)
+    flip_byte(path, int(one.offset[2]) + 700)
+    reopened = Dataset.open(dataset.folder)
+    with pytest.raises(DamagedSample, match=r"00001\.tar row 2: checksum") as raised:
+        reopened.read(8)
+    assert raised.value.key == "000010002"
+    assert [reopened.read(number).key for number in range(12) if number != 8] == [dataset.read(number).key for number in range(12) if number != 8]
+    differences = verify(dataset.folder)
+    assert len(differences) == 2
+    assert "sha256" in differences[0]
+    assert differences[1].endswith("00001.tar row 2: checksum differs from the index")
+
+
+def test_a_shard_of_another_size_is_refused_at_open(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([3, 3])
+    with Path(layout.tar_path(dataset.folder, "00001")).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError, match=r"^[^\n]*00001\.tar: \d+ bytes, the manifest says \d+[^\n]*$"):
+        Dataset.open(dataset.folder)
+    assert any("00001.tar" in line for line in verify(dataset.folder))
+
+
+def test_a_missing_shard_and_a_missing_or_damaged_index_are_named(make_dataset: MakeDataset, flip_byte: Callable[[str, int], None]) -> None:
+    dataset = make_dataset([3, 3])
+    flip_byte(layout.index_path(dataset.folder, "00000"), 60)
+    with pytest.raises(DataError, match=r"00000\.albef: the index is damaged"):
+        Dataset.open(dataset.folder)
+    Path(layout.index_path(dataset.folder, "00000")).unlink()
+    with pytest.raises(DataError, match=r"00000\.albef: no index"):
+        Dataset.open(dataset.folder)
+    Path(layout.tar_path(dataset.folder, "00000")).unlink()
+    with pytest.raises(DataError, match=r"00000\.tar: not found"):
+        Dataset.open(dataset.folder)
+    assert len(verify(dataset.folder)) == 1
+
+
+def test_manifests_are_numbered_never_changed_and_only_new_content_makes_a_new_one(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([2, 2])
+    first = dataset.manifest
+    again = manifest.publish(dataset.folder, reversed(first.shards), first.outcomes, first.config)
+    assert again == first
+    second = manifest.publish(dataset.folder, first.shards[:1], {}, {})
+    assert (first.number, second.number) == (1, 2)
+    assert Dataset.open(dataset.folder).num_samples == 2
+    assert Dataset.open(dataset.folder, manifest=1).fingerprint == first.fingerprint
+    Path(layout.newest_path(dataset.folder)).write_text("1\n")  # as if the second publisher had died before its last write
+    third = manifest.publish(dataset.folder, first.shards[:1], {}, {})
+    assert third.number == 3
+    with pytest.raises(DataError, match=r"00009\.json: no such manifest; the newest of .* is 3"):
+        Dataset.open(dataset.folder, manifest=9)
+
+
+def test_a_folder_without_a_manifest_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="albef shards index"):
+        Dataset.open(str(tmp_path))
+    with pytest.raises(DataError, match=r"no \.tar files"):
+        index_folder(str(tmp_path))
+
+
+def test_a_manifest_cannot_name_a_shard_outside_its_folder(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([2])
+    path = Path(layout.manifest_path(dataset.folder, 1))
+    path.write_text(path.read_text().replace('"00000"', '"../00000"'))
+    with pytest.raises(DataError, match="expected a plain file name"):
+        Dataset.open(dataset.folder)
+
+
+def test_a_read_only_dataset_keeps_its_index_elsewhere(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    dataset = make_dataset([4])
+    index_folder(dataset.folder, index_root=str(tmp_path / "elsewhere"))
+    assert Dataset.open(dataset.folder, index_root=str(tmp_path / "elsewhere")).read(3).key == dataset.read(3).key
+
+
+def test_a_sample_with_a_damaged_json_is_damaged_and_its_neighbours_are_not(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as file:
+        for name, data in [("1.jpg", b"a"), ("1.txt", b"one"), ("1.json", b"{broken"), ("2.jpg", b"b"), ("2.txt", b"two"), ("2.json", b"[" * 100_000)]:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    index_folder(str(tmp_path))
+    dataset = Dataset.open(str(tmp_path))
+    assert dataset.captions_per_sample.tolist() == [1, 1]
+    for sample in (0, 1):
+        with pytest.raises(DamagedSample, match="is not valid JSON"):
+            dataset.read(sample)
+
+
+@pytest.mark.parametrize(("key", "extension"), [("", "jpg"), ("a.b", "jpg"), ("/abs", "jpg"), ("ok", "pyd"), ("k" * 300, "jpg")])
+def test_what_cannot_name_a_sample_is_refused(tmp_path: Path, key: str, extension: str) -> None:
+    with pytest.raises(DataError):
+        writer.write_shard(str(tmp_path / "s.tar"), [writer.SampleToWrite(key, b"x", extension, ("c",))])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_is_written_to_s3_and_read_from_it(make_dataset: MakeDataset, s3_bucket: str) -> None:
+    remote, local = make_dataset([5, 4], f"{s3_bucket}/set"), make_dataset([5, 4])
+    assert remote.fingerprint == local.fingerprint
+    assert [remote.read(number) for number in (8, 0, 5)] == [local.read(number) for number in (8, 0, 5)]
+    assert verify(remote.folder) == []
+    assert index_folder(remote.folder).num_samples == 9
+    storage.remove(layout.tar_path(remote.folder, "00001"))
+    with pytest.raises(DataError, match=r"00001\.tar"):
+        Dataset.open(remote.folder)
+
+
+def test_the_cache_of_remote_shards_stays_within_its_bound(make_dataset: MakeDataset, s3_bucket: str) -> None:
+    dataset = make_dataset([3, 3, 3], f"{s3_bucket}/set")
+    reader = RangeReader(cache_bytes=2 * dataset.manifest.shards[0].bytes)
+    for shard in dataset.manifest.shards:
+        path = layout.tar_path(dataset.folder, shard.name)
+        assert reader.read(path, 0, 512, shard.bytes) == storage.read_range(path, 0, 512)
+    assert len(reader._files) == 2
+
+
+def test_indexes_are_small(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([50])
+    assert storage.size(layout.index_path(dataset.folder, "00000")) <= 30 * 50 + 64
+    assert np.unique(dataset.key_hashes).size == 50

@@ -1,0 +1,253 @@
+"""The order contract: exactly once, the same on any ranks and workers, and resumed bit for bit."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.core import storage
+from pipeline.core.errors import ConfigError, DataError, Stopped
+from shards import index, layout, manifest, writer
+from shards.dataset import Dataset
+from shards.loader import Item, Position, ShardLoader
+from shards.order import EpochOrder, ItemTable, OrderSettings
+from shards.random_stream import item_keys, permutation, uniforms
+from shards.transforms import PretrainTransform
+
+from .conftest import MakeDataset, samples
+
+Digest = tuple[int, str, int, int, str, str]
+
+
+def digests(items: list[Item]) -> list[Digest]:
+    """Everything of the items, pictures as hashes."""
+    return [(i.key, i.sample_key, i.sample, i.caption_index, i.caption, hashlib.sha256(i.image.tobytes()).hexdigest()) for i in items]
+
+
+def loader(dataset: Dataset, batch: int = 12, world_size: int = 1, accumulation: int = 1, **options: Any) -> ShardLoader[list[Digest]]:
+    micro = batch // (world_size * accumulation)
+    return ShardLoader(
+        dataset, transform=PretrainTransform(16), collate=digests, global_batch_size=batch, micro_batch_size=micro,
+        accumulation_steps=accumulation, world_size=world_size, seed=5, **options,
+    )  # fmt: skip
+
+
+def global_batches(
+    dataset: Dataset, steps: int, start: Position | None = None, world_size: int = 1, accumulation: int = 1, **options: Any
+) -> list[list[Digest]]:
+    """The items of each global batch, put together from all ranks by the slice rule."""
+    by_rank = []
+    for rank in range(world_size):
+        one = loader(dataset, world_size=world_size, accumulation=accumulation, rank=rank, **options)
+        by_rank.append([batches for batches, _ in islice(one.from_position(start or one.start()), steps)])
+        one.close()
+    return [[item for part in range(accumulation) for rank in range(world_size) for item in by_rank[rank][step][part]] for step in range(steps)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (1, 3), (2, 1), (2, 2), (3, 1), (4, 1), (4, 3)])
+def test_global_batches_are_the_same_however_they_are_split(make_dataset: MakeDataset, world_size: int, accumulation: int, num_workers: int) -> None:
+    dataset = make_dataset([9, 2, 14, 5])
+    plain = global_batches(dataset, 6)
+    split = global_batches(dataset, 6, world_size=world_size, accumulation=accumulation, num_workers=num_workers)
+    assert split == plain
+
+
+@pytest.mark.parametrize("epoch_over", ["pairs", "images"])
+def test_every_item_comes_at_most_once_an_epoch_and_only_the_rest_of_a_batch_is_left_out(make_dataset: MakeDataset, epoch_over: str) -> None:
+    dataset = make_dataset([9, 2, 14, 5])
+    one = loader(dataset, epoch_over=epoch_over)
+    items = one.items_per_epoch
+    assert items == (dataset.manifest.num_captions if epoch_over == "pairs" else dataset.num_samples)
+    epochs = global_batches(dataset, 2 * one.steps_per_epoch, epoch_over=epoch_over)
+    identity = slice(2, 4) if epoch_over == "pairs" else slice(2, 3)
+    seen = []
+    for epoch in (epochs[: one.steps_per_epoch], epochs[one.steps_per_epoch :]):
+        counts = Counter(item[identity] for batch in epoch for item in batch)
+        assert max(counts.values()) == 1
+        assert len(counts) == one.steps_per_epoch * 12 > items - 12
+        seen.append([item[identity] for batch in epoch for item in batch])
+    assert seen[0] != seen[1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    captions=st.lists(st.lists(st.integers(0, 4), max_size=9), min_size=1, max_size=12),
+    batch=st.integers(1, 12), lanes=st.integers(1, 9), block_shards=st.integers(1, 5), epoch=st.integers(0, 3), epoch_over=st.sampled_from(["pairs", "images"]),
+)  # fmt: skip
+def test_an_order_is_exactly_once_for_any_shards_lanes_and_blocks(
+    captions: list[list[int]], batch: int, lanes: int, block_shards: int, epoch: int, epoch_over: Any
+) -> None:
+    counts = np.array([count for shard in captions for count in shard], dtype=np.uint16)
+    table = ItemTable(counts, np.cumsum([0, *map(len, captions)]), epoch_over)
+    order = EpochOrder(table, OrderSettings(3, batch, epoch_over, lanes, block_shards), epoch)
+    every = order.items(np.arange(order.steps * batch))
+    assert order.steps == table.num_items // batch
+    assert np.unique(every.number).size == len(every.number) == order.steps * batch
+    assert (every.caption < counts[every.sample]).all()
+    if epoch_over == "pairs":
+        starts = np.cumsum(counts.astype(int)) - counts
+        assert (starts[every.sample] + every.caption == every.number).all()
+    shuffled = np.random.default_rng(0).permutation(order.steps * batch)
+    again = EpochOrder(table, order.settings, epoch).items(shuffled)  # any position, in any order, from nothing
+    assert (again.number == every.number[shuffled]).all()
+    assert (again.key == every.key[shuffled]).all()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resuming_at_any_step_equals_going_on_bit_for_bit(make_dataset: MakeDataset, num_workers: int) -> None:
+    dataset = make_dataset([9, 2, 14, 5])
+    one = loader(dataset)
+    steps = list(islice(one.from_position(one.start()), 2 * one.steps_per_epoch + 2))
+    for done in range(len(steps) - 1):
+        position = Position(**asdict(steps[done][1]))
+        resumed = loader(Dataset.open(dataset.folder), num_workers=num_workers)
+        assert next(iter(resumed.from_position(position))) == steps[done + 1]
+        resumed.close()
+
+
+def test_a_run_saved_on_four_ranks_goes_on_with_three(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([9, 2, 14, 5])
+    one = loader(dataset, world_size=4, rank=2)
+    position = list(islice(one.from_position(one.start()), 2))[-1][1]
+    assert global_batches(dataset, 5)[2:] == global_batches(dataset, 3, start=position, world_size=3, accumulation=2)
+
+
+def test_a_position_of_other_data_or_another_seed_is_refused(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([9, 9])
+    position = loader(dataset).start()
+    assert len(str(asdict(position))) < 1000
+    other = ShardLoader(dataset, transform=PretrainTransform(16), collate=digests, global_batch_size=12, micro_batch_size=12, seed=6)
+    for stranger in (other, loader(dataset, batch=6), loader(dataset, epoch_over="images"), loader(dataset, lanes=2), loader(make_dataset([9, 8]))):
+        with pytest.raises(DataError, match="resume with the same ones"):
+            stranger.from_position(position)
+
+
+def test_a_global_batch_that_does_not_fit_names_what_does(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([9])
+    with pytest.raises(ConfigError, match=r"^global_batch_size 12 is not micro_batch_size 2 x accumulation_steps 1 x 5 ranks; 6 ranks fit these$"):
+        ShardLoader(dataset, transform=PretrainTransform(16), collate=digests, global_batch_size=12, micro_batch_size=2, world_size=5)
+    with pytest.raises(ConfigError, match=r"ranks that divide it: 1, 2, 3, 4, 6, 12$"):
+        ShardLoader(dataset, transform=PretrainTransform(16), collate=digests, global_batch_size=12, micro_batch_size=5, world_size=2)
+    with pytest.raises(DataError, match="do not fill a global batch of 100"):
+        loader(dataset, batch=100).from_position(loader(dataset, batch=100).start())
+
+
+def damaged_dataset(make_dataset: MakeDataset, flip_byte: Callable[[str, int], None]) -> Dataset:
+    """Sample 3 has a flipped byte; sample 20's picture cannot be decoded although its checksum is right."""
+    folder = make_dataset([12]).folder
+    undecodable = [writer.SampleToWrite(s.key, s.image[:200] if n == 8 else s.image, s.extension, s.captions) for n, s in enumerate(samples(1, 12))]
+    entries = [manifest.read_manifest(folder).shards[0], writer.write_shard(layout.tar_path(folder, "00001"), undecodable)]
+    manifest.publish(folder, entries, {}, {})
+    flip_byte(layout.tar_path(folder, "00000"), int(index.read_index(layout.index_path(folder, "00000")).offset[3]) + 600)
+    return Dataset.open(folder)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_damaged_items_are_replaced_alike_everywhere_and_listed(make_dataset: MakeDataset, flip_byte: Callable[[str, int], None], num_workers: int) -> None:
+    dataset = damaged_dataset(make_dataset, flip_byte)
+    one = loader(dataset, num_workers=num_workers)
+    steps = list(islice(one.from_position(one.start()), one.steps_per_epoch))
+    one.close()
+    assert {item[2] for batches, _ in steps for item in batches[0]}.isdisjoint({3, 20})
+    assert all(len(batches[0]) == 12 for batches, _ in steps)
+    listed = {entry["sample"]: entry for entry in one.quarantine}
+    assert set(listed) == {3, 20}
+    assert listed[3]["key"] == "000000003"
+    assert "checksum" in listed[3]["reason"]
+    assert "damaged picture" in listed[20]["reason"]
+    assert global_batches(dataset, len(steps), world_size=3, accumulation=2) == [batches[0] for batches, _ in steps]
+
+
+def test_the_quarantine_holds_what_delivered_steps_met_and_decides_again_on_resume(make_dataset: MakeDataset, flip_byte: Callable[[str, int], None]) -> None:
+    dataset = damaged_dataset(make_dataset, flip_byte)
+    path = Path(layout.tar_path(dataset.folder, "00000"))
+    one = loader(dataset, num_workers=2)
+    states = [(batches, position, one.quarantine) for batches, position in islice(one.from_position(one.start()), 2 * one.steps_per_epoch)]
+    one.close()
+    assert states[-1][2] == one.quarantine
+    half = next(n for n, (_, _, quarantine) in enumerate(states) if any(entry["sample"] == 3 for entry in quarantine))
+    flip_byte(str(path), int(index.read_index(layout.index_path(dataset.folder, "00000")).offset[3]) + 600)  # repaired meanwhile
+    resumed = loader(Dataset.open(dataset.folder), num_workers=1)
+    resumed.restore_quarantine(states[half][2])
+    rest = list(islice(resumed.from_position(states[half][1]), len(states) - half - 1))
+    resumed.close()
+    assert rest == [(batches, position) for batches, position, _ in states[half + 1 :]]
+    assert resumed.quarantine == states[-1][2]
+
+
+def test_storage_that_fails_stops_the_run_and_quarantines_nothing(make_dataset: MakeDataset, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset([12, 12], f"{s3_bucket}/set")
+    one = loader(dataset)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    storage.filesystem("s3://x")[0].clear_instance_cache()
+    with pytest.raises(Stopped, match="run the same command again"):
+        next(iter(one.from_position(one.start())))
+    assert one.quarantine == []
+
+
+def test_a_dataset_that_is_all_damage_ends_in_one_line(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([12])
+    path = Path(layout.tar_path(dataset.folder, "00000"))
+    path.write_bytes(bytes(path.stat().st_size))
+    one = loader(Dataset.open(dataset.folder))
+    with pytest.raises(DataError, match="100 damaged samples in a row"):
+        next(iter(one.from_position(one.start())))
+
+
+def test_pictures_draws_follow_the_item_and_its_epoch(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([12])
+    one = loader(dataset, batch=22)
+    (first,), (second,) = (batches for batches, _ in islice(one.from_position(one.start()), 2))
+    pictures = [{item[2:4]: item[5] for item in batch} for batch in (first, second)]
+    shared = set(pictures[0]) & set(pictures[1])
+    assert len(shared) >= 20
+    assert sum(pictures[0][pair] != pictures[1][pair] for pair in shared) >= 18
+
+
+def test_uniforms_are_uniform_open_and_independent_of_company() -> None:
+    keys = item_keys(1, 2, np.arange(4000))
+    drawn = uniforms(keys, 7, 25)
+    assert drawn.min() > 0
+    assert drawn.max() < 1
+    assert np.abs(np.histogram(drawn, 50, (0, 1))[0] / 2000 - 1).max() < 0.1
+    assert np.abs(np.corrcoef(drawn[:, :6].T) - np.eye(6)).max() < 0.06
+    assert (uniforms(keys[17:18], 7, 25) == drawn[17]).all()
+    assert (uniforms(keys, 7, 3) == drawn[:, :3]).all()
+    assert not np.isin(uniforms(keys, 8, 25), drawn).any()
+    assert np.unique(np.concatenate([item_keys(seed, epoch, np.arange(1000)) for seed in range(5) for epoch in range(5)])).size == 25_000
+
+
+def test_keys_draws_and_order_never_change_between_versions() -> None:
+    """A checkpoint of today resumes with tomorrow's code only while these numbers stand."""
+    order = EpochOrder(ItemTable(np.array([1, 2, 3] * 8, dtype=np.uint16), np.arange(0, 25, 4), "pairs"), OrderSettings(7, 6), 2)
+    assert item_keys(1, 2, np.array([0, 3])).tolist() == [16613338946343043936, 3042388159972110417]
+    assert uniforms(np.array([0, 2**64 - 1], dtype=np.uint64), 5, 2).ravel().tolist() == [0.42144545373090636, 0.6635693160804931, 0.726233662502514, 0.18858961436226906]
+    assert order.items(np.arange(12)).number.tolist() == [33, 45, 26, 27, 28, 8, 14, 44, 47, 10, 23, 37]
+
+
+def test_shuffling_reaches_as_far_as_a_full_shuffle() -> None:
+    counts = np.ones(64 * 50, dtype=np.uint16)
+    order = EpochOrder(ItemTable(counts, np.arange(0, 3201, 50), "pairs"), OrderSettings(0, 64), 0)
+    numbers = order.items(np.arange(3200)).number
+    assert abs(np.corrcoef(np.arange(3200), numbers)[0, 1]) < 0.05
+    assert np.abs(np.arange(3200) - numbers).mean() > 0.3 * 3200
+    assert np.mean([np.unique(batch // 50).size for batch in numbers.reshape(-1, 64)]) > 30  # shards mixed in a batch
+    assert sorted(permutation(9, 0, 1000).tolist()) == list(range(1000))
+
+
+def test_a_node_of_half_the_ranks_reads_about_half_of_the_shards() -> None:
+    counts = np.ones(256 * 20, dtype=np.uint16)
+    order = EpochOrder(ItemTable(counts, np.arange(0, 256 * 20 + 1, 20), "pairs"), OrderSettings(0, 64), 0)
+    sample = order.items(np.arange(order.steps * 64)).sample.reshape(-1, 64)
+    halves = [np.unique(half // 20).size for half in (sample[:, :32], sample[:, 32:])]
+    assert sum(halves) <= 256 + 16  # a block at the seam of two lanes is read by both
