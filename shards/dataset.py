@@ -12,7 +12,7 @@ from pipeline.core import storage
 from pipeline.core.errors import DataError
 from shards import index, layout, tar
 from shards.manifest import Manifest, ShardEntry, read_manifest
-from shards.ranges import RangeReader
+from shards.ranges import CACHE_BYTES, RangeReader
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -42,7 +42,7 @@ class Sample:
 class Dataset:
     """The shards one manifest lists; samples are numbered through in the manifest's order. Safe to use from several threads."""
 
-    def __init__(self, folder: str, manifest: Manifest, indexes: list[index.ShardIndex]) -> None:
+    def __init__(self, folder: str, manifest: Manifest, indexes: list[index.ShardIndex], cache_bytes: int = CACHE_BYTES) -> None:
         self.folder, self.manifest = folder, manifest
         self.shard_starts = np.concatenate([[0], np.cumsum([shard.samples for shard in manifest.shards], dtype=np.int64)]).astype(np.int64)
         self.captions_per_sample: npt.NDArray[np.uint16] = _concatenated([one.captions for one in indexes], np.uint16)
@@ -50,11 +50,13 @@ class Dataset:
         self._offset = _concatenated([one.offset for one in indexes], np.uint64)
         self._length = _concatenated([one.length for one in indexes], np.uint64)
         self._crc32c = _concatenated([one.crc32c for one in indexes], np.uint32)
-        self._reader = RangeReader()
+        self._reader = RangeReader(cache_bytes)
 
     @classmethod
-    def open(cls, folder: str, manifest: int | None = None, index_root: str | None = None) -> "Dataset":
+    def open(cls, folder: str, manifest: int | None = None, index_root: str | None = None, cache_bytes: int = CACHE_BYTES) -> "Dataset":
         """Open with the manifest of that number or the newest; `index_root` is where index and manifests lie if not in the folder.
+
+        `cache_bytes` bounds the copies of remote shards in the temporary folder.
 
         Raises:
             DataError: no dataset, or a shard or index that is missing, damaged or not of the size the manifest says.
@@ -65,7 +67,7 @@ class Dataset:
         def checked(shard: ShardEntry) -> index.ShardIndex:
             return _checked_index(folder, root, shard)
 
-        return cls(folder, pinned, _in_parallel(checked, pinned.shards))
+        return cls(folder, pinned, _in_parallel(checked, pinned.shards), cache_bytes)
 
     @property
     def fingerprint(self) -> str:
@@ -74,6 +76,11 @@ class Dataset:
     @property
     def num_samples(self) -> int:
         return int(self.shard_starts[-1])
+
+    def cache_holds(self, shards: int) -> bool:
+        """Whether that many shards, as large as they are on average, fit the cache; local ones need none."""
+        entries = self.manifest.shards
+        return storage.is_local(self.folder) or min(shards, len(entries)) * sum(shard.bytes for shard in entries) <= self._reader.cache_bytes * len(entries)
 
     def shard_of(self, sample: int) -> int:
         """The number of the shard that holds the sample."""

@@ -90,6 +90,12 @@ class ShardLoader(Generic[BatchT]):
         self._table = ItemTable(dataset.captions_per_sample, dataset.shard_starts, epoch_over)
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="albef-loader") if num_workers else None
         self._quarantine: dict[int, dict[str, Any]] = {}
+        if not dataset.cache_holds(lanes * block_shards):
+            log.warning(
+                "%s: %d shards are in use at once and do not fit the cache: some will be fetched again and again; use a larger cache (TMPDIR) or fewer lanes",
+                dataset.folder,
+                lanes * block_shards,
+            )
         cv2.setNumThreads(1)  # its warps would start a thread per core inside each of our workers and beside torch's
 
     @property

@@ -11,7 +11,7 @@ from pipeline.core import storage
 from pipeline.core.errors import DataError, Stopped
 
 PIECE_BYTES = 16 * 2**20  # below 8 MiB the cost per request shows; decode is the ceiling anyway
-CACHE_BYTES = 8 * 2**30
+CACHE_BYTES = 32 * 2**30  # the 64 shards an order has in use at once, of half a gigabyte each
 OPEN_FILES = 128
 
 
@@ -29,13 +29,13 @@ class RangeReader:
     """`read(path, start, length, total)` from many threads; `cache_bytes` bounds what remote shards may fill of the local disk."""
 
     def __init__(self, cache_bytes: int = CACHE_BYTES) -> None:
-        self._cache_bytes = cache_bytes
+        self.cache_bytes = cache_bytes
         self._files: OrderedDict[str, tuple[_OpenFile, int]] = OrderedDict()  # path -> (open file, bytes it fills of the cache)
         self._lock = threading.Lock()
         self._fetching: dict[str, threading.Lock] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"cache_bytes": self._cache_bytes}
+        return {"cache_bytes": self.cache_bytes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["cache_bytes"])  # type: ignore[misc]  # a worker process opens its own files
@@ -75,7 +75,7 @@ class RangeReader:
             return file
 
     def _evict(self) -> None:
-        while len(self._files) > 1 and (len(self._files) > OPEN_FILES or sum(size for _, size in self._files.values()) > self._cache_bytes):
+        while len(self._files) > 1 and (len(self._files) > OPEN_FILES or sum(size for _, size in self._files.values()) > self.cache_bytes):
             self._files.popitem(last=False)
 
 

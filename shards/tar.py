@@ -129,7 +129,10 @@ def _size(header: bytes, where: str, position: int) -> int:
             raise ValueError
         if header[124] & 0x80:  # base 256, for members of 8 GiB and more
             return int.from_bytes(header[125:136], "big")
-        return int(header[124:136].split(b"\0", 1)[0].strip() or b"0", 8)
+        size = int(header[124:136].split(b"\0", 1)[0].strip() or b"0", 8)
+        if size < 0:
+            raise ValueError
+        return size
     except ValueError:
         raise DataError(f"{where}: damaged tar header at byte {position}; copy or download it again") from None
 

@@ -60,9 +60,15 @@ def sample_bytes(sample: SampleToWrite, where: str) -> bytes:
         raise DataError(f"{where}: key {sample.key!r} cannot name a sample; WebDataset cuts keys at the first dot")
     if sample.extension not in tar.IMAGE_SUFFIXES:
         raise DataError(f"{where}: {sample.key}.{sample.extension}: expected one of {', '.join(tar.IMAGE_SUFFIXES)}")
-    metadata = json.dumps({**sample.metadata, "captions": list(sample.captions)}, sort_keys=True, ensure_ascii=False).encode()
+    metadata = json.dumps({**sample.metadata, "captions": list(sample.captions)}, sort_keys=True, ensure_ascii=False).encode(
+        "utf-8", "replace"
+    )  # JSON lists may hold half characters
     buffer = io.BytesIO()
-    for suffix, data in ((sample.extension, sample.image), ("txt", sample.captions[0].encode() if sample.captions else b""), ("json", metadata)):
+    for suffix, data in (
+        (sample.extension, sample.image),
+        ("txt", sample.captions[0].encode("utf-8", "replace") if sample.captions else b""),
+        ("json", metadata),
+    ):
         buffer.write(_header(f"{sample.key}.{suffix}", len(data), where))
         buffer.write(data)
         buffer.write(bytes(-len(data) % tar.BLOCK))

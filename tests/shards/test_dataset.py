@@ -1,14 +1,18 @@
 """Written once, read by number, and every damage named."""
 
+import contextlib
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.core import storage
 from pipeline.core.errors import DataError
@@ -67,6 +71,34 @@ def test_the_same_samples_give_the_same_bytes_and_the_writer_s_index_is_the_walk
     assert first.sha256 == sha256_of(str(tmp_path / "a" / "s.tar"))
     written = storage.read_bytes(layout.index_path(str(tmp_path / "a"), "s"))
     assert written == index.index_bytes(index.build_index(str(tmp_path / "a" / "s.tar")))
+
+
+def small_tar() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        writer.write_shard(f"{folder}/s.tar", [writer.SampleToWrite(str(n), bytes([n]) * 40, "jpg", (f"caption {n}",)) for n in range(3)])
+        return Path(folder, "s.tar").read_bytes()
+
+
+SMALL_TAR = small_tar()
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes=st.lists(st.tuples(st.integers(0, len(SMALL_TAR) - 1), st.integers(0, 255)), min_size=1, max_size=6), end=st.integers(0, len(SMALL_TAR)))
+def test_a_mutated_tar_is_read_or_refused_but_never_crashes(changes: list[tuple[int, int]], end: int) -> None:
+    data = bytearray(SMALL_TAR)
+    for offset, value in changes:
+        data[offset] = value
+    for mutated in (bytes(data), bytes(data[:end])):
+        with contextlib.suppress(DataError):
+            index.index_of(memoryview(mutated), "x.tar")
+
+
+def test_half_characters_and_blank_captions_survive_writing(tmp_path: Path) -> None:
+    odd = writer.SampleToWrite("k", b"x", "png", ("half \ud83d done", " ", 'tab\tand "quote'), {"alt": "\udc00"})
+    entry = writer.write_shard(str(tmp_path / "s.tar"), [odd])
+    manifest.publish(str(tmp_path), [entry], {}, {})
+    assert Dataset.open(str(tmp_path)).read(0).captions == ("half ? done", 'tab\tand "quote')
+    assert entry.captions == 2
 
 
 @pytest.mark.parametrize("cut", [1, 512, 700, 5000])

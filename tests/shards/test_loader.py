@@ -195,6 +195,14 @@ def test_storage_that_fails_stops_the_run_and_quarantines_nothing(make_dataset: 
     assert one.quarantine == []
 
 
+def test_a_cache_too_small_for_the_shards_in_use_is_said_before_training(make_dataset: MakeDataset, s3_bucket: str, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_dataset([12, 12], f"{s3_bucket}/set").folder
+    loader(Dataset.open(folder))
+    assert caplog.text == ""
+    loader(Dataset.open(folder, cache_bytes=10_000))
+    assert "TMPDIR" in caplog.text
+
+
 def test_a_dataset_that_is_all_damage_ends_in_one_line(make_dataset: MakeDataset) -> None:
     dataset = make_dataset([12])
     path = Path(layout.tar_path(dataset.folder, "00000"))
@@ -231,7 +239,8 @@ def test_keys_draws_and_order_never_change_between_versions() -> None:
     """A checkpoint of today resumes with tomorrow's code only while these numbers stand."""
     order = EpochOrder(ItemTable(np.array([1, 2, 3] * 8, dtype=np.uint16), np.arange(0, 25, 4), "pairs"), OrderSettings(7, 6), 2)
     assert item_keys(1, 2, np.array([0, 3])).tolist() == [16613338946343043936, 3042388159972110417]
-    assert uniforms(np.array([0, 2**64 - 1], dtype=np.uint64), 5, 2).ravel().tolist() == [0.42144545373090636, 0.6635693160804931, 0.726233662502514, 0.18858961436226906]
+    drawn = uniforms(np.array([0, 2**64 - 1], dtype=np.uint64), 5, 2)
+    assert drawn.ravel().tolist() == [0.42144545373090636, 0.6635693160804931, 0.726233662502514, 0.18858961436226906]
     assert order.items(np.arange(12)).number.tolist() == [33, 45, 26, 27, 28, 8, 14, 44, 47, 10, 23, 37]
 
 
