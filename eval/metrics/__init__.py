@@ -1,0 +1,1 @@
+"""Scores in, numbers of the published tables out: plain numpy, no model."""
