@@ -60,19 +60,18 @@ def sample_bytes(sample: SampleToWrite, where: str) -> bytes:
         raise DataError(f"{where}: key {sample.key!r} cannot name a sample; WebDataset cuts keys at the first dot")
     if sample.extension not in tar.IMAGE_SUFFIXES:
         raise DataError(f"{where}: {sample.key}.{sample.extension}: expected one of {', '.join(tar.IMAGE_SUFFIXES)}")
-    metadata = json.dumps({**sample.metadata, "captions": list(sample.captions)}, sort_keys=True, ensure_ascii=False).encode(
-        "utf-8", "replace"
-    )  # JSON lists may hold half characters
+    metadata = json.dumps({**sample.metadata, "captions": list(sample.captions)}, sort_keys=True, ensure_ascii=False)
+    members = ((sample.extension, sample.image), ("txt", _utf8(sample.captions[0] if sample.captions else "")), ("json", _utf8(metadata)))
     buffer = io.BytesIO()
-    for suffix, data in (
-        (sample.extension, sample.image),
-        ("txt", sample.captions[0].encode("utf-8", "replace") if sample.captions else b""),
-        ("json", metadata),
-    ):
+    for suffix, data in members:
         buffer.write(_header(f"{sample.key}.{suffix}", len(data), where))
         buffer.write(data)
         buffer.write(bytes(-len(data) % tar.BLOCK))
     return buffer.getvalue()
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "replace")  # lists from the web hold halves of surrogate pairs
 
 
 def _header(name: str, size: int, where: str) -> bytes:
