@@ -19,9 +19,9 @@ class StandinConfig(Section):
     pool: Literal["token", "avg"] = Field(default="token", description="what the classifier reads: the class token, or the mean of the patch tokens")
     pictures: int = Field(default=12_000, ge=64, description="labelled training pictures")
     held_out: int = Field(default=1_000, ge=64, description="labelled pictures the accuracy is measured on")
-    epochs: int = Field(default=8, ge=1, description="passes over the labelled pictures")
-    batch_size: int = Field(default=128, ge=1, description="pictures per optimizer step")
-    peak_lr: float = Field(default=2e-3, gt=0, description="highest learning rate of the one-cycle schedule")
+    epochs: int = Field(default=10, ge=1, description="passes over the labelled pictures")
+    batch_size: int = Field(default=64, ge=1, description="pictures per optimizer step")
+    peak_lr: float = Field(default=1.5e-3, gt=0, description="highest learning rate of the one-cycle schedule")
     weight_decay: float = Field(default=0.05, ge=0, description="AdamW weight decay")
 
 
