@@ -21,7 +21,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
     Raises:
         DataError: not a JPEG, PNG or WebP, damaged, cut off, or of more than `max_pixels`.
     """
-    if data[:2] == b"\xff\xd8" and b"Exif\0\0" not in data[:256]:  # orientation is Pillow's business
+    if data[:2] == b"\xff\xd8" and data.find(b"Exif\0\0", 0, 65536) < 0:  # orientation is Pillow's business
         try:
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
             if colorspace in ("YCbCr", "Gray", "RGB") and height * width <= max_pixels:

@@ -63,7 +63,7 @@ def gather(dataset: Dataset, limit: int, on_sample: Callable[[], None] = lambda:
                 heights.append(image.height)
             sizes.append(len(read.image))
             words += [len(pre_caption(caption, max_words=10_000).split()) for caption in read.captions]
-        except (DamagedSample, OSError):
+        except (DamagedSample, OSError, Image.DecompressionBombError):
             damaged += 1
         on_sample()
     manifest = dataset.manifest

@@ -139,6 +139,7 @@ def test_pictures_are_turned_upright_and_transparency_lies_on_white() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert decode_image(encoded(image, "JPEG", exif=exif)).shape == (30, 20, 3)
+    assert decode_image(encoded(image, "JPEG", exif=exif, comment=b"x" * 2000)).shape == (30, 20, 3)
     image.putalpha(0)
     for data in (encoded(image, "PNG"), encoded(image, "WEBP", lossless=True)):
         assert (decode_image(data) == 255).all()
