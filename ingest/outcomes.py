@@ -31,8 +31,8 @@ class Outcome(StrEnum):
     HTTP_5XX = "http_5xx"
     HTTP_STATUS_OTHER = "http_status_other"
     OPTED_OUT = "opted_out"  # an X-Robots-Tag header forbids the use
-    BAD_RESPONSE = "bad_response"  # no valid HTTP
-    TRUNCATED = "truncated"
+    BAD_RESPONSE = "bad_response"  # no valid HTTP, or bytes beyond the announced length
+    TRUNCATED = "truncated"  # fewer bytes than announced, or a picture without its end
     TOO_LARGE = "too_large"  # bytes or pixels
     TOO_SMALL = "too_small"
     NOT_AN_IMAGE = "not_an_image"

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from ingest.config import SourceConfig
 from ingest.pair import Pair, RejectedRow
@@ -56,7 +57,8 @@ def normalise(url: str) -> str | None:
         parsed = URL(url.strip()).with_fragment(None)
         if parsed.scheme not in ("http", "https") or not parsed.host:
             return None
-        return str(parsed.with_port(None) if parsed.is_default_port() else parsed)
+        parts = urlsplit(str(parsed.with_port(None) if parsed.is_default_port() else parsed))
+        return urlunsplit(parts._replace(path=parts.path or "/"))
     except (ValueError, TypeError):
         return None
 
@@ -84,7 +86,7 @@ def build(sources: Iterable[SourceConfig], table_path: str, rejected_path: str) 
             else:
                 merged += _add(pictures, row, source.label)
     written = _write(pictures, table_path)
-    counts = RowCounts(rows, written, merged, sum(len(picture.captions) for picture in pictures.values()), Counter(row["reason"] for row in rejected))
+    counts = RowCounts(rows, written, merged, sum(len(picture.captions) for picture in pictures.values()), dict(Counter(row["reason"] for row in rejected)))
     counts.check()
     if not pictures:
         reasons = ", ".join(f"{reason} {number}" for reason, number in counts.rejected.items()) or "it is empty"

@@ -108,7 +108,7 @@ class Web:
             "announced": lambda: _response(b"", length=10**12),
             "noai": lambda: _response(picture, headers="X-Robots-Tag: max-image-preview: large, noai\r\n"),
             "garbage": lambda: b"this is not HTTP\r\n\r\n",
-            "bomb": lambda: _response(png_header(30_000, 30_000)),
+            "bomb": lambda: _response(make_png_header(30_000, 30_000)),
         }
         writer.write(answers[kind]())
         if kind in ("truncated", "garbage", "announced"):
@@ -116,7 +116,7 @@ class Web:
             writer.close()
 
 
-def png_header(width: int, height: int) -> bytes:
+def make_png_header(width: int, height: int) -> bytes:
     """A PNG that says it is huge and has nothing inside."""
     import struct
     import zlib
@@ -128,7 +128,12 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
-@pytest.fixture()
+@pytest.fixture
+def png_header() -> Callable[[int, int], bytes]:
+    return make_png_header
+
+
+@pytest.fixture
 def web() -> Iterator[Web]:
     web = Web()
     yield web
