@@ -70,6 +70,11 @@ class Checkpoint:
             _verified_bytes(self, file)
 
 
+def name_of(step: int) -> str:
+    """The folder of the checkpoint after `step` optimizer steps; names sort like steps."""
+    return f"step-{step:07d}"
+
+
 def write(folder: str, step: int, tensors: Mapping[str, Mapping[str, Tensor]], tokenizer: Tokenizer, record: Mapping[str, Any]) -> Checkpoint:
     """Write a checkpoint, read it back, and only then point `latest` to it.
 
@@ -77,7 +82,7 @@ def write(folder: str, step: int, tensors: Mapping[str, Mapping[str, Tensor]], t
         tensors: file name without suffix -> named tensors.
         record: `state`, `model` and `training` as JSON values.
     """
-    name = f"step-{step:07d}"
+    name = name_of(step)
     path = storage.join(folder, name)
     files = {f"{file}.safetensors": safetensors.torch.save(_contiguous(named)) for file, named in tensors.items()}
     files["vocab.txt"] = "".join(f"{piece}\n" for piece in tokenizer.pieces(range(tokenizer.vocab_size))).encode()

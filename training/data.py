@@ -1,14 +1,15 @@
 """From shards to batches: the dataset a run pins, its tokenizer, and the collate that makes every random draw of a step."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from pipeline.core.errors import ConfigError
-from shards.dataset import Dataset
+from shards.dataset import DamagedSample, Dataset
 from shards.loader import Item, ShardLoader
 from shards.text_rules import pre_caption
 from shards.transforms import PretrainTransform
@@ -37,7 +38,13 @@ class Collate:
         input_ids, attention_mask = self.tokenizer.encode([item.caption for item in items], self.max_tokens)
         tokens = self.tokenizer
         masked_ids, labels = mask_tokens(
-            keys, input_ids.numpy(), probability=self.mlm_probability, vocab_size=tokens.vocab_size, cls_id=tokens.cls_id, pad_id=tokens.pad_id, mask_id=tokens.mask_id
+            keys,
+            input_ids.numpy(),
+            probability=self.mlm_probability,
+            vocab_size=tokens.vocab_size,
+            cls_id=tokens.cls_id,
+            pad_id=tokens.pad_id,
+            mask_id=tokens.mask_id,
         )
         gumbel_i2t, gumbel_t2i = gumbel_noise(keys, self.group_size)
         return Batch(
@@ -65,13 +72,20 @@ def build_tokenizer(config: TrainingConfig, dataset: Dataset) -> Tokenizer:
     """The configured tokenizer, or one trained on all captions of the dataset."""
     if config.init.tokenizer is not None:
         return Tokenizer.load(config.init.tokenizer)
-    captions = (pre_caption(caption) for sample in range(dataset.num_samples) for caption in dataset.read(sample).captions)
-    tokenizer = train_vocabulary(captions, config.init.vocabulary_size)
+    tokenizer = train_vocabulary(_captions(dataset), config.init.vocabulary_size)
     log.info("vocabulary of %d word pieces trained from the captions", tokenizer.vocab_size)
     return tokenizer
 
 
-def build_loader(config: TrainingConfig, dataset: Dataset, tokenizer: Tokenizer, world: World, micro_batch_size: int, accumulation_steps: int) -> ShardLoader[Batch]:
+def _captions(dataset: Dataset) -> Iterator[str]:
+    for sample in range(dataset.num_samples):
+        with contextlib.suppress(DamagedSample):  # the loader will meet it again, replace it and list it
+            yield from map(pre_caption, dataset.read(sample).captions)
+
+
+def build_loader(
+    config: TrainingConfig, dataset: Dataset, tokenizer: Tokenizer, world: World, micro_batch_size: int, accumulation_steps: int
+) -> ShardLoader[Batch]:
     """The loader of this rank.
 
     Raises ConfigError when the dataset is too small for one global batch.
@@ -90,5 +104,7 @@ def build_loader(config: TrainingConfig, dataset: Dataset, tokenizer: Tokenizer,
         num_workers=config.num_workers,
     )
     if loader.steps_per_epoch == 0:
-        raise ConfigError(f"training.global_batch_size {config.global_batch_size} is more than the {loader.items_per_epoch} items of {config.dataset}; take a smaller one")
+        raise ConfigError(
+            f"training.global_batch_size {config.global_batch_size} is more than the {loader.items_per_epoch} items of {config.dataset}; take a smaller one"
+        )
     return loader

@@ -43,6 +43,14 @@ class World:
         if self.world_size > 1:
             dist.barrier()
 
+    def of_all(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def from_first(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         if self.world_size == 1:
@@ -57,7 +65,9 @@ def complete_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
     `deepspeed` and `torchrun` set RANK and friends; `srun` sets SLURM_*; without a launcher this is a world of one on a free port.
     """
-    missing = {name: environment[slurm] for name, slurm in SLURM_NAMES.items() if name not in environment and slurm in environment and "RANK" not in environment}
+    missing = {
+        name: environment[slurm] for name, slurm in SLURM_NAMES.items() if name not in environment and slurm in environment and "RANK" not in environment
+    }
     lone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     if "RANK" not in environment and "RANK" not in missing:
         return {**lone, "MASTER_PORT": str(_free_port())}
@@ -76,7 +86,9 @@ def start(torch_threads: int | None) -> World:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_SIZE", "1"))
     torch.set_num_threads(torch_threads or max(1, len(os.sched_getaffinity(0)) // local_size))
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside python, also where the environment is not activated
+    os.environ["PATH"] = (
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside python, also where the environment is not activated
+    )
     import deepspeed  # after the environment is complete
 
     if os.environ["WORLD_SIZE"] == "1":

@@ -124,7 +124,7 @@ class Trainer:
     def _optimizer_step(self, micro_batches: Sequence[Batch]) -> tuple[list[StepOutput], bool]:
         torch.manual_seed(_dropout_seed(self.config.seed, self.state.step, self.world.rank))
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = self._learning_rate(self.state.step)
+            group["lr"] = self._learning_rate(self.state.step) * group.get("lr_scale", 1.0)
         outputs = []
         for batch in micro_batches:
             output = self.engine(batch.to(self.world.device), self.teacher.model, self.queue, alpha=self._alpha(self.state.step), step=self.state.step)
@@ -203,7 +203,7 @@ class Trainer:
     def _save(self) -> str:
         masters = _named_everywhere(self.groups, [group.master for group in self.groups])
         moments = {name: _named_everywhere(self.groups, [adam_state(self.engine.optimizer, group)[name] for group in self.groups]) for name in MOMENTS}
-        name = f"step-{self.state.step:07d}"
+        quarantine = {entry["sample"]: entry for entries in self.world.of_all(self.loader.quarantine) for entry in entries}
         if self.world.rank == 0:
             tensors = {
                 "student": masters,
@@ -211,14 +211,14 @@ class Trainer:
                 "optimizer": {f"{moment}.{name}": tensor for moment, named in moments.items() for name, tensor in named.items()},
                 "queue": {name: ring for name, ring in self.queue.state_dict().items() if name != "position"},
             }
-            checkpoint.write(self.checkpoints, self.state.step, tensors, self.tokenizer, self._record())
+            checkpoint.write(self.checkpoints, self.state.step, tensors, self.tokenizer, self._record(list(quarantine.values())))
             checkpoint.remove_old(self.checkpoints, self.config.keep_last)
         self.world.barrier()
-        return storage.join(self.checkpoints, name)
+        return storage.join(self.checkpoints, checkpoint.name_of(self.state.step))
 
-    def _record(self) -> dict[str, Any]:
+    def _record(self, quarantine: list[dict[str, Any]]) -> dict[str, Any]:
         state = {**asdict(self.state), "adam_step": float(adam_state(self.engine.optimizer, self.groups[0])["step"]), "queue_position": self.queue.position,
-                 "manifest": self.loader.dataset.manifest.number, "quarantine": self.loader.quarantine}  # fmt: skip
+                 "manifest": self.loader.dataset.manifest.number, "quarantine": quarantine}  # fmt: skip
         return {"state": state, "model": self.student.config.model_dump(mode="json"), "training": self.config.model_dump(mode="json")}
 
     def _load(self, saved: checkpoint.Checkpoint) -> None:
@@ -257,13 +257,15 @@ def split_of(config: TrainingConfig, world_size: int) -> tuple[int, int]:
     fitting = [ranks for ranks in range(1, config.global_batch_size // config.group_size + 1) if config.global_batch_size % (ranks * config.group_size) == 0]
     if config.global_batch_size % (world_size * config.group_size):
         raise ConfigError(
-            f"training.global_batch_size {config.global_batch_size} cannot be split over {world_size} ranks in groups of {config.group_size}; ranks that fit: {fitting}"
+            f"training.global_batch_size {config.global_batch_size} cannot be split over {world_size} ranks in groups of {config.group_size}; "
+            f"ranks that fit: {fitting}"
         )
     per_rank = config.global_batch_size // world_size
     micro_batch_size = config.micro_batch_size or per_rank
     if per_rank % micro_batch_size or micro_batch_size % config.group_size:
         raise ConfigError(
-            f"training.micro_batch_size {micro_batch_size} must divide the {per_rank} pairs a rank has per step and be a multiple of group_size {config.group_size}"
+            f"training.micro_batch_size {micro_batch_size} must divide the {per_rank} pairs a rank has per step "
+            f"and be a multiple of group_size {config.group_size}"
         )
     return micro_batch_size, per_rank // micro_batch_size
 
@@ -281,7 +283,8 @@ def refuse_changed(config: TrainingConfig, saved: checkpoint.Checkpoint) -> None
     for key, now in configuration.flatten(config.model_dump(mode="json")).items():
         if key.split(".")[0] not in MAY_CHANGE and before.get(key) != now:
             raise ConfigError(
-                f"training.{key} is {now!r}, but {saved.path} was trained with {before.get(key)!r}; set it back, or give run.folder a new name to start another run"
+                f"training.{key} is {now!r}, but {saved.path} was trained with {before.get(key)!r}; "
+                "set it back, or give run.folder a new name to start another run"
             )
 
 
@@ -298,10 +301,9 @@ def _deepspeed_engine(config: TrainingConfig, student: Any, world: World, micro_
     import deepspeed
 
     deepspeed.utils.logging.set_log_level_from_string("warning")
-    adamw = torch.optim.AdamW(
-        parameter_groups(student, config.optimizer.weight_decay), lr=config.optimizer.peak_lr, betas=config.optimizer.betas, eps=config.optimizer.epsilon,
-        fused=True if world.device.type == "cuda" else None,
-    )  # fmt: skip
+    recipe = config.optimizer
+    groups = parameter_groups(student, recipe.weight_decay, recipe.temperature_lr_scale)
+    adamw = torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, eps=recipe.epsilon, fused=world.device.type == "cuda")
     settings = {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": micro_batch_size,
@@ -314,4 +316,3 @@ def _deepspeed_engine(config: TrainingConfig, student: Any, world: World, micro_
     pretrainer = Pretrainer(student.to(world.device), chosen_from(LOSSES, config.losses, "training.losses"), config.group_size)
     engine, *_ = deepspeed.initialize(model=pretrainer, optimizer=adamw, config=settings, dist_init_required=False)
     return engine
-

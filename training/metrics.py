@@ -22,18 +22,19 @@ class Metrics:
     def record(self, step: int, values: dict[str, float]) -> None:
         """Values after optimizer step `step`; names like loss/itc, val/image_recall@1."""
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()  # a checkpoint may follow at once, and a resumed run relies on the lines up to it
         if step % self._log_every_steps == 0 or any(name.startswith("val/") for name in values):
-            self._lines.flush()
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
-            log.info("step %d  %s", step, "  ".join(f"{name.removeprefix('loss/')} {value:.4g}" for name, value in values.items() if name in SHOWN or name.startswith(("loss/", "val/"))))
+            log.info("step %d  %s", step, "  ".join(f"{name.removeprefix('loss/')} {value:.4g}" for name, value in values.items() if _shown(name)))
 
     def close(self) -> None:
         self._lines.close()
         self._board.close()
 
 
-SHOWN = {"lr", "alpha", "grad_norm", "pairs_per_s", "data_wait_s", "skipped_steps"}
+def _shown(name: str) -> bool:
+    return name.startswith(("loss/", "val/")) or name in {"lr", "alpha", "grad_norm", "pairs_per_s", "data_wait_s", "skipped_steps"}
 
 
 def _truncated(path: Path, last_step: int) -> TextIO:

@@ -13,7 +13,7 @@ class PicturesConfig(Section):
     """A folder of pictures served over HTTP on loopback while the ingest stage runs, so that it meets a web."""
 
     folder: str = Field(description="folder to serve")
-    port: int = Field(8765, ge=1024, le=65535, description="port on 127.0.0.1; the URLs in the pair list name it")
+    port: int = Field(default=8765, ge=1024, le=65535, description="port on 127.0.0.1; the URLs in the pair list name it")
 
 
 class RunSection(Section):
@@ -38,9 +38,9 @@ class RunConfig(Section):
     """Everything `albef run` needs, a section a stage."""
 
     run: RunSection = Field(description="the run directory")
-    scenes: WorldConfig | None = Field(None, description="draw the embedded world")
-    openclipart: OpenclipartConfig | None = Field(None, description="fetch real, public domain pictures")
-    pictures: PicturesConfig | None = Field(None, description="serve a picture folder on loopback during ingest")
-    ingest: IngestConfig | None = Field(None, description="download and shard")
-    training: TrainingConfig | None = Field(None, description="pre-train")
-    eval: EvalConfig | None = Field(None, description="benchmark")
+    scenes: WorldConfig | None = Field(default=None, description="draw the embedded world")
+    openclipart: OpenclipartConfig | None = Field(default=None, description="fetch real, public domain pictures")
+    pictures: PicturesConfig | None = Field(default=None, description="serve a picture folder on loopback during ingest")
+    ingest: IngestConfig | None = Field(default=None, description="download and shard")
+    training: TrainingConfig | None = Field(default=None, description="pre-train")
+    eval: EvalConfig | None = Field(default=None, description="benchmark")

@@ -18,17 +18,22 @@ Result = dict[str, Any]
 
 
 def scenes(config: RunConfig, _directory: RunDirectory) -> Result:
+    from pipeline.app.scenes.standin import train_standin
     from pipeline.app.scenes.write import write_world
 
     assert config.scenes is not None
-    return write_world(config.scenes, Path(config.scenes.folder))
+    folder = Path(config.scenes.folder)
+    counts = write_world(config.scenes, folder)
+    return {**counts, "standin": str(train_standin(config.scenes, folder))}
 
 
 def openclipart(config: RunConfig, _directory: RunDirectory) -> Result:
     from pipeline.app.openclipart import prepare
 
     assert config.openclipart is not None
-    return prepare(Path(config.openclipart.folder))
+    if config.pictures is None:
+        raise ConfigError("pictures: the configuration has no such section, but the pair list of openclipart must name the port its pictures are served on")
+    return prepare(Path(config.openclipart.folder), port=config.pictures.port)
 
 
 def ingest(config: RunConfig, directory: RunDirectory) -> Result:

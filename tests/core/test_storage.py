@@ -11,9 +11,14 @@ from pipeline.core.errors import DataError
 def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
     target = tmp_path / "data.bin"
     storage.write_bytes(str(target), b"old")
-    with pytest.raises(RuntimeError), storage.atomic_write(str(target)) as file:
-        file.write(b"half of the new")
-        raise RuntimeError
+
+    def fails_halfway() -> None:
+        with storage.atomic_write(str(target)) as file:
+            file.write(b"half of the new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails_halfway()
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -38,8 +38,10 @@ def configuration(folder: Path, dataset: Path, **changes: object) -> Path:
     }  # fmt: skip
     model.update(changes.pop("model", {}))  # type: ignore[call-overload]
     training = {
-        "dataset": str(dataset), "model": model, "init": {"vision": None, "text": None, "tokenizer": None, "vocabulary_size": 100}, "global_batch_size": 16,
-        "group_size": 4, "queue_size": 24, "momentum": 0.9, "epochs": 100, "max_steps": 5, "alpha_ramp_steps": 3, "max_tokens": 12, "precision": "fp32", "num_workers": 1,
+        "dataset": str(dataset), "model": model, "init": {"vision": None, "text": None, "tokenizer": None, "vocabulary_size": 100},
+        "global_batch_size": 16,
+        "group_size": 4, "queue_size": 24, "momentum": 0.9, "epochs": 100, "max_steps": 5, "alpha_ramp_steps": 3, "max_tokens": 12, "precision": "fp32",
+        "num_workers": 1,
         "torch_threads": 1, "save_every_steps": 100, "optimizer": {"warmup_steps": 1, "peak_lr": 1e-3, "final_lr": 1e-4}, **changes,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,134 @@
+"""The training loop as its user starts it: one process, two ranks, interrupted and continued."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import tiny_run
+
+from training import checkpoint
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    tiny_run.write_dataset(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 5 steps on one rank."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    done = tiny_run.train(tiny_run.configuration(folder, dataset))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def assert_same_losses(run: Path, reference: Path, relative: float) -> None:
+    ours, theirs = tiny_run.metrics(run), tiny_run.metrics(reference)
+    assert [record["step"] for record in ours] == [record["step"] for record in theirs] == [1, 2, 3, 4, 5]
+    for one, other in zip(ours, theirs, strict=True):
+        for name in ("loss/itc", "loss/itm", "loss/mlm", "loss/total"):
+            assert one[name] == pytest.approx(other[name], rel=relative), (one["step"], name)
+
+
+def test_the_log_names_stage_and_engine(uninterrupted: Path) -> None:
+    assert "stage train: DeepSpeed ZeRO-1 fp32, 1 rank(s)" in (uninterrupted / "log.txt").read_text()
+
+
+def test_accumulating_two_micro_batches_gives_the_losses_of_one(dataset: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    assert tiny_run.train(tiny_run.configuration(tmp_path, dataset, micro_batch_size=8)).returncode == 0
+    assert_same_losses(tmp_path, uninterrupted, relative=1e-5)
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_losses_of_one(dataset: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    done = tiny_run.train(tiny_run.configuration(tmp_path, dataset), processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "2 rank(s)" in (tmp_path / "log.txt").read_text()
+    assert_same_losses(tmp_path, uninterrupted, relative=1e-5)
+
+
+def test_a_run_killed_between_checkpoints_continues_bit_for_bit(dataset: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    config = tiny_run.configuration(tmp_path, dataset, save_every_steps=2, model={"hidden_dropout": 0.1, "attention_dropout": 0.1}, max_steps=300)
+    reference = tiny_run.configuration(tmp_path / "reference", dataset, model={"hidden_dropout": 0.1, "attention_dropout": 0.1}, max_steps=300)
+    process = subprocess.Popen(
+        tiny_run.command(config), env=tiny_run.environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: len(written_steps(tmp_path)) > 0 and last_step(tmp_path) >= 3, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    killed_at = last_step(tmp_path)
+    assert killed_at < 300
+    resumed = tiny_run.train(config)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from" in (tmp_path / "log.txt").read_text()
+    assert tiny_run.train(reference).returncode == 0
+    assert tiny_run.metrics(tmp_path) == tiny_run.metrics(tmp_path / "reference")
+    for name in ("student", "teacher", "optimizer", "queue"):
+        ours, theirs = (checkpoint.read(str(run / "train" / "checkpoints")).tensors(name) for run in (tmp_path, tmp_path / "reference"))
+        assert all((ours[key] == theirs[key]).all() for key in theirs), name
+
+
+def test_sigterm_saves_and_exits_with_4(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run.configuration(tmp_path, dataset, max_steps=100_000, epochs=100_000)
+    process = subprocess.Popen(tiny_run.command(config), env=tiny_run.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: last_step(tmp_path) >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 4, errors
+    assert "received SIGTERM; run the same command again to continue" in errors
+    saved = checkpoint.read(str(tmp_path / "train" / "checkpoints"))
+    assert saved.step == last_step(tmp_path)
+
+
+def test_a_changed_recipe_is_refused_by_key(dataset: Path, uninterrupted: Path) -> None:
+    done = tiny_run.train(tiny_run.configuration(uninterrupted, dataset, momentum=0.5))
+    assert done.returncode == 2
+    assert "training.momentum is 0.5" in done.stderr
+    assert "0.9" in done.stderr
+
+
+def test_a_checkpoint_of_another_shape_is_refused_in_one_line(dataset: Path, uninterrupted: Path) -> None:
+    done = tiny_run.train(tiny_run.configuration(uninterrupted, dataset, model={"text_intermediate": 128}))
+    assert done.returncode == 2
+    assert "training.model.text_intermediate is 128" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_dataset_is_one_line(tmp_path: Path) -> None:
+    done = tiny_run.train(tiny_run.configuration(tmp_path, tmp_path / "absent"))
+    assert done.returncode == 2
+    assert str(tmp_path / "absent") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def last_step(run: Path) -> int:
+    path = run / "train" / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
+    return max(steps, default=0)
+
+
+def written_steps(run: Path) -> list[str]:
+    folder = run / "train" / "checkpoints"
+    return sorted(path.parent.name for path in folder.glob("step-*/manifest.json"))
+
+
+def wait_for(condition: object, process: "subprocess.Popen[str] | subprocess.Popen[bytes]", timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, "the run ended before the moment the test waited for"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def _no_rank_of_an_outer_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
