@@ -106,7 +106,13 @@ def _claim_output(output: str, inputs: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _locked(output: str) -> Iterator[None]:
     """Two ingests into one local folder would publish each other's shards; an object store has no locks."""
-    with RunDirectory(Path(output) / "outcomes").locked() if storage.is_local(output) else contextlib.nullcontext():
+    if not storage.is_local(output):
+        yield
+        return
+    folder = Path(output.removeprefix("file://"))
+    with RunDirectory(folder / "outcomes").locked():
+        for leftover in folder.rglob(".*.tmp"):  # a killed worker's half-written file; nobody else writes here now
+            leftover.unlink()
         yield
 
 
@@ -132,7 +138,7 @@ def _done_shards(config: IngestConfig, pictures: int) -> dict[str, PublishedShar
         DataError: one covers another number of rows than it should.
     """
     shards = {}
-    for name in published.names(config.output):
+    for name in filter(str.isdigit, published.names(config.output)):  # shards this ingest numbered
         shard = published.read(config.output, name)
         expected = min(config.samples_per_shard, pictures - int(name) * config.samples_per_shard)
         if shard.rows != expected or sum(shard.outcomes.values()) != expected:

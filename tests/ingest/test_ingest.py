@@ -157,7 +157,9 @@ def test_killed_and_resumed_it_fetches_what_is_missing_and_gives_the_same_tars(
     time.sleep(0.5)
     assert web.asked.total() == asked < 61, "the kill came too late, or somebody went on fetching after it"
     web.delay_s = 0.0
+    (tmp_path / "killed" / ".00001.tar.0123456789ab.tmp").write_bytes(b"half")
     resumed = ingest.run(config, tmp_path / "killed_run")
+    assert not list((tmp_path / "killed").rglob(".*.tmp"))
     assert resumed["outcomes"] == whole["outcomes"]
     assert tar_hashes(tmp_path / "killed") == tar_hashes(tmp_path / "whole")
     assert resumed["fingerprint"] == whole["fingerprint"]
