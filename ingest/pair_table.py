@@ -7,6 +7,7 @@ source    the list that named the picture first
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH_ROWS = 10_000
+HOST = re.compile(r"[a-z0-9._:%-]+")  # after IDNA encoding; the colon is of IPv6 addresses, the percent sign of their zones
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def normalise(url: str) -> str | None:
 
     try:
         parsed = URL(url.strip()).with_fragment(None)
-        if parsed.scheme not in ("http", "https") or not parsed.host:
+        if parsed.scheme not in ("http", "https") or not HOST.fullmatch(parsed.raw_host or ""):
             return None
         parts = urlsplit(str(parsed.with_port(None) if parsed.is_default_port() else parsed))
         return urlunsplit(parts._replace(path=parts.path or "/"))
