@@ -55,8 +55,8 @@ def test_two_ranks_give_the_losses_of_one(dataset: Path, uninterrupted: Path, tm
 
 
 def test_a_run_killed_between_checkpoints_continues_bit_for_bit(dataset: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    config = tiny_run.configuration(tmp_path, dataset, save_every_steps=2, model={"hidden_dropout": 0.1, "attention_dropout": 0.1}, max_steps=300)
-    reference = tiny_run.configuration(tmp_path / "reference", dataset, model={"hidden_dropout": 0.1, "attention_dropout": 0.1}, max_steps=300)
+    config = tiny_run.configuration(tmp_path, dataset, save_every_steps=2, model={"hidden_dropout": 0.1, "attention_dropout": 0.1}, max_steps=120)
+    reference = tiny_run.configuration(tmp_path / "reference", dataset, model={"hidden_dropout": 0.1, "attention_dropout": 0.1}, max_steps=120)
     process = subprocess.Popen(
         tiny_run.command(config), env=tiny_run.environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -64,7 +64,7 @@ def test_a_run_killed_between_checkpoints_continues_bit_for_bit(dataset: Path, u
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     killed_at = last_step(tmp_path)
-    assert killed_at < 300
+    assert killed_at < 120
     resumed = tiny_run.train(config)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from" in (tmp_path / "log.txt").read_text()

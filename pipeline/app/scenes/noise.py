@@ -63,5 +63,6 @@ def broken_pictures(config: ScenesConfig) -> dict[int, str]:
 
 
 def url(config: ScenesConfig, path: str, fault: str | None = None) -> str:
-    """The URL of a picture; with a fault, `/broken/<fault>/<path of the picture>`."""
-    return f"{config.base_url.rstrip('/')}/{f'broken/{fault}/' if fault else ''}{path}"
+    """The URL of a picture `pictures/...`; with a fault, `/broken/<fault>/...` as the picture server understands it."""
+    served = path if fault is None else f"broken/{fault}/{path.removeprefix('pictures/')}"
+    return f"{config.base_url.rstrip('/')}/{served}"
