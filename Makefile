@@ -25,10 +25,10 @@ demo: $(STAMP)  ## pictures -> shards -> training -> report, about 10 minutes on
 	$(BIN)/albef run pipeline/configs/demo.yaml
 
 demo-long: $(STAMP)  ## the same world, trained until ITM re-ranking wins, at most 40 minutes
-	$(BIN)/albef run pipeline/configs/demo_long.yaml
+	$(BIN)/albef run pipeline/configs/demo_long.yaml --figures docs/benchmarks/demo_long.json
 
 openclipart: $(STAMP)  ## the same stages on 8,000 real, public domain pictures
-	$(BIN)/albef run pipeline/configs/openclipart.yaml
+	$(BIN)/albef run pipeline/configs/openclipart.yaml --figures docs/benchmarks/openclipart.json
 
 check: $(STAMP)  ## formatting, lint, types, import floors
 	$(BIN)/ruff format --check .

@@ -28,11 +28,20 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=val
 
 
 @app.command()
-def run(config: ConfigPath, overrides: Overrides = None) -> None:
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    figures: Annotated[str | None, typer.Option(metavar="FILE", help="Also write every stage's figures, with command and machine, as JSON.")] = None,
+) -> None:
     """Walk all stages of CONFIG in order; finished ones are skipped, interrupted ones continue; ends with a report."""
     from pipeline.app.run import run as walk
 
-    report = walk(_loaded(config, overrides))
+    loaded = _loaded(config, overrides)
+    report = walk(loaded)
+    if figures is not None:
+        from pipeline.app.figures import write_figures
+
+        write_figures(Path(loaded.run.folder), figures, config.stem, " ".join(["albef", *sys.argv[1:]]))
     typer.echo(f"report: {report.resolve()}")
 
 

@@ -80,7 +80,9 @@ def test_bad_urls_are_as_many_as_recorded_and_name_their_fault(world: Path) -> N
     assert counted == record["urls"]
     assert len(faults) == round(SMALL.bad_url_rate * SMALL.train)
     for address in urls:
-        assert (world / "pictures" / address.split("/pictures/")[1]).exists()
+        served = address.removeprefix(f"{SMALL.base_url}/").removeprefix("pictures/")
+        path = served.split("/", 2)[2] if served.startswith("broken/") else served  # broken/<fault>/<path>
+        assert (world / "pictures" / path).exists()
 
 
 def test_noise_comes_at_about_the_rate_asked_for(world: Path) -> None:
