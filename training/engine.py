@@ -173,6 +173,7 @@ class Trainer:
             "alpha": self._alpha(last),
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
             "epoch": last / self.loader.steps_per_epoch,
+            "pairs": self.state.step * self.config.global_batch_size,
             "pairs_per_s": self.config.global_batch_size / step_s,
             "data_wait_s": data_wait_s,
             "skipped_steps": float(self.state.skipped_steps),
