@@ -78,7 +78,7 @@ class AlbefPredictor:
         self.model = model.eval().to(self.device)
         self.tokenizer = tokenizer
         self.resolution = resolution
-        self.temperature = float(model.temperature)
+        self.temperature = float(model.temperature.detach())
         self.precision, self.state_type = precision, state_type
         self.batch_size, self.pairs_per_batch = batch_size, pairs_per_batch
         self.max_words, self.max_tokens = max_words, min(max_tokens, model.config.max_positions)

@@ -12,15 +12,16 @@ from pipeline.core.errors import DataError
 from pipeline.core.run_directory import RunDirectory
 
 INGESTED: dict[str, Any] = {
-    "outcomes": {"success": 970, "http_404": 30}, "rows": {"rows": 4000, "pictures": 1000, "merged": 3000, "captions": 4000, "rejected": {"empty_caption": 2}},
+    "outcomes": {"success": 970, "http_404": 30},
+    "rows": {"rows": 4000, "pictures": 1000, "merged": 3000, "captions": 4000, "rejected": {"empty_caption": 2}},
     "shards": 2, "samples": 970, "captions": 3880,
 }  # fmt: skip
 
 
 def trained_step(step: int) -> dict[str, float]:
     losses = {"loss/itc": 5.0 / step, "loss/itm": 0.6, "loss/mlm": 4.0 / step, "loss/total": 9.0 / step + 0.6}
-    return {"step": step, **losses, "lr": 1e-3, "alpha": 0.4, "temperature": 0.07, "grad_norm": 2.0, "pairs": 64 * step, "pairs_per_s": 128.0, "data_wait_s": 0.05,
-            "skipped_steps": 0.0}  # fmt: skip
+    speed = {"pairs": 64 * step, "pairs_per_s": 128.0, "data_wait_s": 0.05}
+    return {"step": step, **losses, **speed, "lr": 1e-3, "alpha": 0.4, "temperature": 0.07, "grad_norm": 2.0, "skipped_steps": 0.0}
 
 
 def results(caption: str) -> tuple[dict[str, Any], dict[str, Any]]:
