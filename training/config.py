@@ -15,7 +15,6 @@ class InitConfig(Section):
     text: str | None = Field(default="bert-base-uncased", description="Hugging Face BERT: folder or hub name")
     tokenizer: str | None = Field(default="bert-base-uncased", description="vocab.txt, folder or hub name; null trains a vocabulary from the captions")
     vocabulary_size: int = Field(default=1000, ge=100, description="word pieces of a vocabulary trained from the captions")
-    checkpoint: str | None = Field(default=None, description="published ALBEF-style file or a checkpoint of ours to start from (weights only)")
 
 
 class OptimizerConfig(Section):
@@ -36,7 +35,6 @@ class TrainingConfig(Section):
 
     dataset: str = Field(description="dataset folder: path or s3:// URL")
     manifest: int | None = Field(default=None, ge=1, description="manifest number to pin; null takes the newest at the first start and pins it")
-    accept_data_change: bool = Field(default=False, description="let a resumed run go on with another manifest at its next epoch")
     model: ModelConfig = Field(default=ModelConfig(), description="sizes of the network")
     init: InitConfig = Field(default=InitConfig(), description="first weights")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW and its schedule")

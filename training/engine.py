@@ -273,7 +273,7 @@ def split_of(config: TrainingConfig, world_size: int) -> tuple[int, int]:
 
 # What may differ between a checkpoint and the run that continues it; anything else would be another experiment.
 MAY_CHANGE = {
-    "dataset", "manifest", "accept_data_change", "micro_batch_size", "num_workers", "torch_threads", "log_every_steps", "save_every_steps", "keep_last",
+    "dataset", "manifest", "micro_batch_size", "num_workers", "torch_threads", "log_every_steps", "save_every_steps", "keep_last",
     "evaluate_every_steps", "max_skipped_in_a_row", "zero_stage", "init",
 }  # fmt: skip
 
