@@ -8,7 +8,7 @@ export DS_ACCELERATOR ?= cpu
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help install demo demo-long openclipart check test test-slow clean
+.PHONY: help install demo openclipart check test test-slow clean
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,9 +23,6 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## pictures -> shards -> training -> report, about 10 minutes on 2 cores
 	$(BIN)/albef run pipeline/configs/demo.yaml
-
-demo-long: $(STAMP)  ## the same world, trained until ITM re-ranking wins, at most 40 minutes
-	$(BIN)/albef run pipeline/configs/demo_long.yaml --figures docs/benchmarks/demo_long.json
 
 openclipart: $(STAMP)  ## the same stages on 8,000 real, public domain pictures
 	$(BIN)/albef run pipeline/configs/openclipart.yaml --figures docs/benchmarks/openclipart.json
