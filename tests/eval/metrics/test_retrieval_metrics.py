@@ -1,9 +1,13 @@
 """Recall@k against two independent libraries and a plain reading of its definition."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from clip_benchmark.metrics.zeroshot_retrieval import recall_at_k
+
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # before ranx: compiling it takes a minute, our cases a moment
 from ranx import Qrels, Run, evaluate
 
 from eval.metrics.retrieval import chance, image_ranks, recall, summary, text_ranks
