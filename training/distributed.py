@@ -1,7 +1,6 @@
 """One process among many: who am I, and how do we talk; the same for `deepspeed`, `torchrun`, `srun` and a lone process."""
 
 import os
-import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from pipeline.core.loopback import free_port
 
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_SIZE": "SLURM_NTASKS_PER_NODE"}
 
@@ -70,7 +71,7 @@ def complete_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
     lone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     if "RANK" not in environment and "RANK" not in missing:
-        return {**lone, "MASTER_PORT": str(_free_port())}
+        return {**lone, "MASTER_PORT": str(free_port())}
     missing.setdefault("LOCAL_SIZE", environment.get("LOCAL_SIZE") or environment.get("LOCAL_WORLD_SIZE") or environment.get("WORLD_SIZE", "1"))
     return missing
 
@@ -99,9 +100,3 @@ def start(torch_threads: int | None) -> World:
         torch.cuda.set_device(device)
     return World(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+from pipeline.core.loopback import free_port
+
 MODULE = "pipeline.app"
 
 
@@ -12,16 +14,8 @@ def launch_ranks(processes: int, arguments: list[str]) -> int:
 
     A rank's exit code of ours (2, 3, 4) comes back as it is.
     """
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(processes), "--master_port", str(_free_port())]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(processes), "--master_port", str(free_port())]
     command = [*launcher, "--no_local_rank", "--module", MODULE, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     return subprocess.run(command, env=environment, check=False).returncode
 
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,17 +13,12 @@ import pytest
 import tiny_run
 import yaml
 
+from pipeline.core.loopback import free_port
+
 TINY_MODEL = {
     "image_size": 32, "patch_size": 16, "vision_width": 32, "vision_depth": 1, "vision_heads": 2, "text_hidden": 32, "text_heads": 2, "text_layers": 1,
     "fusion_layers": 1, "text_intermediate": 64, "max_positions": 32, "embed_dim": 16,
 }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def tiny_world_run(folder: Path, port: int) -> Path:
