@@ -1,5 +1,6 @@
 """The training loop as its user starts it: one process, two ranks, interrupted and continued."""
 
+import itertools
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+import torch
 
 from training import checkpoint
 
@@ -52,6 +54,19 @@ def test_two_ranks_give_the_losses_of_one(dataset: Path, uninterrupted: Path, tm
     assert done.returncode == 0, done.stderr
     assert "2 rank(s)" in (tmp_path / "log.txt").read_text()
     assert_same_losses(tmp_path, uninterrupted, relative=1e-5)
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_after_each_step_the_teacher_has_moved_towards_the_student_by_the_moving_average(dataset: Path, tmp_path: Path, processes: int) -> None:
+    config = tiny_run.configuration(tmp_path, dataset, save_every_steps=1, keep_last=5)
+    assert tiny_run.train(config, processes).returncode == 0
+    saved = [checkpoint.read(str(tmp_path / "train" / "checkpoints" / checkpoint.name_of(step))) for step in range(1, 6)]
+    for before, after in itertools.pairwise(saved):
+        old, new, student = before.tensors("teacher"), after.tensors("teacher"), after.tensors("student")
+        for name in new:
+            expected = 0.9 * old[name].double() + 0.1 * student[name].double()  # momentum 0.9 is the tiny run's
+            assert torch.allclose(new[name].double(), expected, rtol=1e-6, atol=1e-9), name
+        assert not torch.equal(old["itm_head.weight"], new["itm_head.weight"])
 
 
 def test_a_run_killed_between_checkpoints_continues_bit_for_bit(dataset: Path, uninterrupted: Path, tmp_path: Path) -> None:
