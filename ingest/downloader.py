@@ -24,7 +24,7 @@ from ingest.fetch import Fetched, Fetcher
 from ingest.journal import Journal
 from ingest.outcomes import Ended, Outcome
 from ingest.progress import ShardProgress
-from ingest.workplace import Workplace
+from ingest.work_folder import WorkFolder
 from pipeline.core.errors import DataError
 from shards import layout
 from shards.manifest import ShardEntry
@@ -56,7 +56,7 @@ def make_resizer(config: IngestConfig) -> Any:
 class GuardedDownloader(Downloader):  # type: ignore[misc]
     """Called by img2dataset's distributor in a worker process, once a shard, with (shard id, file with its rows)."""
 
-    def __init__(self, config: IngestConfig, workplace: Workplace, parent_pid: int) -> None:
+    def __init__(self, config: IngestConfig, work_folder: WorkFolder, parent_pid: int) -> None:
         super().__init__(
             sample_writer_class=None,
             resizer=make_resizer(config),
@@ -75,23 +75,23 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
             user_agent_token=None,
             disallowed_header_directives=config.opt_out_directives,
         )
-        self.config, self.workplace, self.parent_pid = config, workplace, parent_pid
+        self.config, self.work_folder, self.parent_pid = config, work_folder, parent_pid
 
     def __call__(self, row: tuple[int, str]) -> tuple[bool, tuple[int, str]]:
         """(True, row) when the shard is done or was left because of a stop; a failure is noted for the parent to judge."""
         lifeline.die_with(self.parent_pid)
-        if self.workplace.asked_to_stop():
+        if self.work_folder.asked_to_stop():
             return True, row
         name = shard_name(row[0])
         try:
             self.download_shard(row)
         except (DataError, OSError) as error:
-            self.workplace.note_failure(name, "storage", " ".join(str(error).split()))
+            self.work_folder.note_failure(name, "storage", " ".join(str(error).split()))
             return False, row
         except Exception:
-            self.workplace.note_failure(name, "error", traceback.format_exc())
+            self.work_folder.note_failure(name, "error", traceback.format_exc())
             return False, row
-        self.workplace.forget_failure(name)
+        self.work_folder.forget_failure(name)
         return True, row
 
     def download_shard(self, row: tuple[int, str]) -> None:
@@ -99,9 +99,9 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
         name = shard_name(row[0])
         rows = _read_rows(row[1])
         progress = ShardProgress(name, os.getpid())
-        with progress.reported(self.workplace.progress), Journal(self.workplace.journal(name)) as journal:
+        with progress.reported(self.work_folder.progress), Journal(self.work_folder.journal(name)) as journal:
             progress.outcomes.update(facts["outcome"] for facts in journal.facts.values())
-            finished = asyncio.run(_ShardFetch(self.config, self.resizer, self.workplace, rows, journal, progress).run())
+            finished = asyncio.run(_ShardFetch(self.config, self.resizer, self.work_folder, rows, journal, progress).run())
             if not finished:
                 return
             self._publish(name, row[0], rows, journal)
@@ -135,8 +135,8 @@ def _samples(table: list[Row], journal: Journal) -> Iterator[SampleToWrite]:
 class _ShardFetch:
     """One shard's rows through fetch, check and resize into the journal; `threads` rows are in flight, one thread turns bodies into pictures."""
 
-    def __init__(self, config: IngestConfig, resizer: Any, workplace: Workplace, rows: list[Row], journal: Journal, progress: ShardProgress) -> None:
-        self.config, self.resizer, self.workplace = config, resizer, workplace
+    def __init__(self, config: IngestConfig, resizer: Any, work_folder: WorkFolder, rows: list[Row], journal: Journal, progress: ShardProgress) -> None:
+        self.config, self.resizer, self.work_folder = config, resizer, work_folder
         self.rows, self.journal, self.progress = rows, journal, progress
         self.missing = iter([index for index in range(len(rows)) if index not in journal.facts])
 
@@ -155,7 +155,7 @@ class _ShardFetch:
 
     async def _until_done_or_stopped(self, lanes: list[asyncio.Task[None]]) -> None:
         waiting = set(lanes)
-        while waiting and not self.workplace.asked_to_stop():
+        while waiting and not self.work_folder.asked_to_stop():
             done, waiting = await asyncio.wait(waiting, timeout=STOP_CHECK_S, return_when=asyncio.FIRST_EXCEPTION)
             for lane in done:
                 lane.result()  # raises what the lane raised: a full disk

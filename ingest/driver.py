@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ingest import lifeline
 from ingest.config import IngestConfig
-from ingest.workplace import Workplace
+from ingest.work_folder import WorkFolder
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Job:
     """What the engine is to do, as its parent writes it down."""
 
     config: dict[str, object]
-    workplace: str
+    work_folder: str
     done_shards: list[int]
     parent_pid: int
 
@@ -49,9 +49,9 @@ def main(job_path: str) -> None:
         from img2dataset.reader import Reader
 
         from ingest.downloader import COLUMNS, GuardedDownloader
-    config, workplace = IngestConfig.model_validate(job.config), Workplace(Path(job.workplace))
+    config, work_folder = IngestConfig.model_validate(job.config), WorkFolder(Path(job.work_folder))
     reader = Reader(
-        str(workplace.pair_table),
+        str(work_folder.pair_table),
         input_format="parquet",
         url_col="url",
         caption_col=None,  # a list of captions is an extra column to img2dataset
@@ -60,9 +60,9 @@ def main(job_path: str) -> None:
         save_additional_columns=[column for column in COLUMNS if column != "url"],
         number_sample_per_shard=config.samples_per_shard,
         done_shards=set(job.done_shards),
-        tmp_path=str(workplace.rows),
+        tmp_path=str(work_folder.rows),
     )
-    multiprocessing_distributor(config.processes, GuardedDownloader(config, workplace, os.getpid()), reader, None, 1)
+    multiprocessing_distributor(config.processes, GuardedDownloader(config, work_folder, os.getpid()), reader, None, 1)
 
 
 if __name__ == "__mp_main__":  # a worker, which is about to unpickle the downloader

@@ -15,7 +15,7 @@ from ingest.config import IngestConfig
 from ingest.display import Display
 from ingest.driver import Job
 from ingest.published import PublishedShard
-from ingest.workplace import Workplace
+from ingest.work_folder import WorkFolder
 from pipeline.core import stopping
 from pipeline.core.errors import Stopped
 
@@ -27,7 +27,7 @@ LOG_TAIL_BYTES = 3000
 
 
 def fetch_missing(
-    config: IngestConfig, workplace: Workplace, rows: int, published: Callable[[], dict[str, PublishedShard]], run_folder: Path
+    config: IngestConfig, work_folder: WorkFolder, rows: int, published: Callable[[], dict[str, PublishedShard]], run_folder: Path
 ) -> dict[str, PublishedShard]:
     """Run the engine until every shard of the pair table's `rows` rows is published; returns all shards.
 
@@ -39,26 +39,26 @@ def fetch_missing(
     total = -(-rows // config.samples_per_shard)
     fruitless = 0
     while len(shards) < total:
-        with _started(config, workplace, shards) as engine, Display(rows, _outcomes(shards).total()) as display:
-            lost = _watch(engine, workplace, _outcomes(shards), display, run_folder)
+        with _started(config, work_folder, shards) as engine, Display(rows, _outcomes(shards).total()) as display:
+            lost = _watch(engine, work_folder, _outcomes(shards), display, run_folder)
         before, shards = len(shards), published()
         stopping.raise_if_stopping(run_folder)
-        _raise_failures(workplace)
+        _raise_failures(work_folder)
         fruitless = 0 if len(shards) > before else fruitless + 1
         if len(shards) < total and (lost is None or fruitless == STARTS_WITHOUT_PROGRESS):
-            raise RuntimeError(f"the engine ended ({lost or engine.returncode}) with {len(shards)} of {total} shards done; {_log_tail(workplace)}")
+            raise RuntimeError(f"the engine ended ({lost or engine.returncode}) with {len(shards)} of {total} shards done; {_log_tail(work_folder)}")
     return shards
 
 
 @contextlib.contextmanager
-def _started(config: IngestConfig, workplace: Workplace, done: dict[str, PublishedShard]) -> Iterator[subprocess.Popen[bytes]]:
+def _started(config: IngestConfig, work_folder: WorkFolder, done: dict[str, PublishedShard]) -> Iterator[subprocess.Popen[bytes]]:
     """The engine, in a process group of its own: Ctrl-C reaches the parent alone, which stops it in good order."""
-    workplace.clear_for_a_start()
-    job = workplace.folder / "job.json"
-    Job(config.model_dump(mode="json"), str(workplace.folder), sorted(int(name) for name in done), os.getpid()).write(job)
+    work_folder.clear_for_a_start()
+    job = work_folder.folder / "job.json"
+    Job(config.model_dump(mode="json"), str(work_folder.folder), sorted(int(name) for name in done), os.getpid()).write(job)
     root = str(Path(__file__).parents[1])  # the workers must import this checkout, whatever the current folder
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    with workplace.engine_log.open("ab") as log:
+    with work_folder.engine_log.open("ab") as log:
         engine = subprocess.Popen(
             [sys.executable, "-m", "ingest.driver", str(job)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0, env=environment
         )
@@ -70,20 +70,20 @@ def _started(config: IngestConfig, workplace: Workplace, done: dict[str, Publish
         engine.wait()
 
 
-def _watch(engine: subprocess.Popen[bytes], workplace: Workplace, done: Counter[str], display: Display, run_folder: Path) -> str | None:
+def _watch(engine: subprocess.Popen[bytes], work_folder: WorkFolder, done: Counter[str], display: Display, run_folder: Path) -> str | None:
     """Wait for the engine's end; returns what was lost when it can no longer end by itself."""
     started = time.time()
     while engine.poll() is None:
         if stopping.stop_reason(run_folder):
-            workplace.ask_to_stop()
+            work_folder.ask_to_stop()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 engine.wait(STOP_WAIT_S)
             return None
-        shards = progress.read_all(workplace.progress)
+        shards = progress.read_all(work_folder.progress)
         display.update(sum((shard.outcomes for shard in shards), done.copy()))
         if lost := progress.lost_workers(shards):
             return f"lost the worker of shard {lost[0].shard}"
-        if time.time() - max(started, progress.newest_beat(workplace.progress)) > SILENCE_S:
+        if time.time() - max(started, progress.newest_beat(work_folder.progress)) > SILENCE_S:
             return f"no sign of life for {SILENCE_S:.0f} s"
         time.sleep(LOOK_EVERY_S)
     return None if engine.returncode >= 0 else f"killed by signal {-engine.returncode}"
@@ -93,8 +93,8 @@ def _outcomes(shards: dict[str, PublishedShard]) -> Counter[str]:
     return sum((Counter(shard.outcomes) for shard in shards.values()), Counter[str]())
 
 
-def _raise_failures(workplace: Workplace) -> None:
-    failures = workplace.failures()
+def _raise_failures(work_folder: WorkFolder) -> None:
+    failures = work_folder.failures()
     for failure in failures:
         if failure["kind"] == "error":
             raise RuntimeError(f"shard {failure['shard']} failed:\n{failure['text']}")
@@ -102,6 +102,6 @@ def _raise_failures(workplace: Workplace) -> None:
         raise Stopped(f"stopped early: shard {failures[0]['shard']}: {failures[0]['text']}; run the same command again when that is mended")
 
 
-def _log_tail(workplace: Workplace) -> str:
-    text = workplace.engine_log.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace")
-    return f"the end of {workplace.engine_log}:\n{text}"
+def _log_tail(work_folder: WorkFolder) -> str:
+    text = work_folder.engine_log.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace")
+    return f"the end of {work_folder.engine_log}:\n{text}"

@@ -17,7 +17,7 @@ from ingest.display import summary
 from ingest.outcomes import Outcome
 from ingest.pair_table import RowCounts
 from ingest.published import PublishedShard
-from ingest.workplace import Workplace
+from ingest.work_folder import WorkFolder
 from pipeline.core import stopping, storage
 from pipeline.core.errors import AlbefError, BelowFloor, DataError
 from pipeline.core.run_directory import RunDirectory, fingerprint
@@ -49,7 +49,7 @@ def run(config: IngestConfig, run_folder: Path) -> Result:
     with _locked(config.output):
         dataset = _published_dataset(config.output, mark)
         if dataset is None:
-            dataset = _build(config, mark, Workplace((run_folder / "ingest" / mark).absolute()), run_folder)
+            dataset = _build(config, mark, WorkFolder((run_folder / "ingest" / mark).absolute()), run_folder)
         else:
             log.info("ingest: %s is finished, nothing to fetch", config.output)
     result = _result(dataset, time.monotonic() - started)
@@ -57,13 +57,13 @@ def run(config: IngestConfig, run_folder: Path) -> Result:
     return result
 
 
-def _build(config: IngestConfig, mark: str, workplace: Workplace, run_folder: Path) -> manifest.Manifest:
-    counts = _pair_table(config, workplace)
+def _build(config: IngestConfig, mark: str, work_folder: WorkFolder, run_folder: Path) -> manifest.Manifest:
+    counts = _pair_table(config, work_folder)
     log.info("ingest: %d rows, %d pictures with %d captions, rejected %s", counts.rows, counts.pictures, counts.captions, counts.rejected or "none")
     stopping.raise_if_stopping(run_folder)
-    shards = engine.fetch_missing(config, workplace, counts.pictures, lambda: _done_shards(config, counts.pictures), run_folder)
-    dataset = _publish(config, mark, workplace, counts, shards)
-    workplace.clear_when_done()
+    shards = engine.fetch_missing(config, work_folder, counts.pictures, lambda: _done_shards(config, counts.pictures), run_folder)
+    dataset = _publish(config, mark, work_folder, counts, shards)
+    work_folder.clear_when_done()
     return dataset
 
 
@@ -123,11 +123,11 @@ def _published_dataset(output: str, mark: str) -> manifest.Manifest | None:
     return found if found.config.get("fingerprint") == mark else None
 
 
-def _pair_table(config: IngestConfig, workplace: Workplace) -> RowCounts:
-    if workplace.counts.exists():
-        return RowCounts(**json.loads(workplace.counts.read_bytes()))
-    counts = pair_table.build(config.sources, str(workplace.pair_table), str(workplace.rejected))
-    storage.write_bytes(str(workplace.counts), json.dumps(asdict(counts)).encode())
+def _pair_table(config: IngestConfig, work_folder: WorkFolder) -> RowCounts:
+    if work_folder.counts.exists():
+        return RowCounts(**json.loads(work_folder.counts.read_bytes()))
+    counts = pair_table.build(config.sources, str(work_folder.pair_table), str(work_folder.rejected))
+    storage.write_bytes(str(work_folder.counts), json.dumps(asdict(counts)).encode())
     return counts
 
 
@@ -150,13 +150,13 @@ def _done_shards(config: IngestConfig, pictures: int) -> dict[str, PublishedShar
     return shards
 
 
-def _publish(config: IngestConfig, mark: str, workplace: Workplace, counts: RowCounts, shards: dict[str, PublishedShard]) -> manifest.Manifest:
+def _publish(config: IngestConfig, mark: str, work_folder: WorkFolder, counts: RowCounts, shards: dict[str, PublishedShard]) -> manifest.Manifest:
     outcomes = sum((Counter(shard.outcomes) for shard in shards.values()), Counter[str]())
     entries = [shard.entry for shard in shards.values() if shard.entry is not None]
     samples = sum(entry.samples for entry in entries)
     if outcomes.total() != counts.pictures or samples != outcomes[Outcome.SUCCESS.value]:
         raise AlbefError(f"{counts.pictures} pictures were listed, {outcomes.total()} have an outcome; {samples} samples for {dict(outcomes)}")
-    storage.write_bytes(storage.join(config.output, "rejected.parquet"), workplace.rejected.read_bytes())
+    storage.write_bytes(storage.join(config.output, "rejected.parquet"), work_folder.rejected.read_bytes())
     record = {"fingerprint": mark, "rows": asdict(counts), "ingest": config.model_dump(mode="json")}
     return manifest.publish(config.output, entries, dict(outcomes.most_common()), record)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Workplace:
+class WorkFolder:
     """Its folder is named by the fingerprint of the lists and settings, so what lies in it always fits."""
 
     folder: Path
