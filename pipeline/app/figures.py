@@ -48,16 +48,23 @@ def _rows(directory: RunDirectory) -> Iterator[dict[str, Any]]:
 
 
 def _row(case: str, value: float) -> dict[str, Any]:
-    unit = "s" if case.endswith("seconds") else "%" if "recall@" in case or case.endswith(("accuracy", "r_mean")) else "count" if isinstance(value, int) else ""
-    return {"case": case, "unit": unit, "ours": value, "peer": None, "peer_name": None, "ratio": None, "note": ""}
+    return {"case": case, "unit": _unit(case, value), "ours": value, "peer": None, "peer_name": None, "ratio": None, "note": ""}
+
+
+def _unit(case: str, value: float) -> str:
+    if case.endswith("/seconds"):
+        return "s"
+    if case.startswith("eval/") and ("recall" in case or case.endswith(("accuracy", "r_mean"))):
+        return "%"
+    return "count" if isinstance(value, int) else "nats" if "loss" in case else ""
 
 
 def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            if name != "settings":
+            if name != "settings":  # a configuration, not a result
                 yield from _numbers(value, f"{prefix}/{name}")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        elif isinstance(value, int | float) and not isinstance(value, bool) and name != "seconds":  # the stage's own seconds are a row already
             yield f"{prefix}/{name}", value
 
 

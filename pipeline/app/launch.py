@@ -18,4 +18,3 @@ def launch_ranks(processes: int, arguments: list[str]) -> int:
     command = [*launcher, "--no_local_rank", "--module", MODULE, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     return subprocess.run(command, env=environment, check=False).returncode
-
