@@ -99,4 +99,3 @@ def start(torch_threads: int | None) -> World:
     if cuda:
         torch.cuda.set_device(device)
     return World(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
-
