@@ -4,7 +4,6 @@ PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-export DS_ACCELERATOR ?= cpu
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 export NO_ALBUMENTATIONS_UPDATE := 1
 
@@ -24,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## pictures -> shards -> training -> report, about 10 minutes on 2 cores
 	$(BIN)/albef run pipeline/configs/demo.yaml
 
-openclipart: $(STAMP)  ## the same stages on 8,000 real, public domain pictures
+openclipart: $(STAMP)  ## the same stages on 6,000 real, public domain pictures
 	$(BIN)/albef run pipeline/configs/openclipart.yaml --figures docs/benchmarks/openclipart.json
 
 check: $(STAMP)  ## formatting, lint, types, import floors

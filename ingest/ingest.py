@@ -98,8 +98,8 @@ def _claim_output(output: str, inputs: dict[str, Any]) -> None:
             if before.get(key) != value:
                 change = "other lists" if key == "sources" else f"{key} {before.get(key)}, now {value}"
                 raise DataError(f"{output}: holds a dataset made from {change}; choose another output folder or take back the change")
-    elif manifest.newest_number(output) is not None:
-        raise DataError(f"{output}: holds a dataset that ingest did not make; choose another output folder")
+    elif manifest.newest_number(output) is not None or any(name.endswith(".tar") for name in storage.list_files(output)):
+        raise DataError(f"{output}: holds tars that ingest did not make; choose another output folder")
     storage.write_bytes(path, json.dumps(inputs, indent=1).encode())
 
 
@@ -111,8 +111,9 @@ def _locked(output: str) -> Iterator[None]:
         return
     folder = Path(output.removeprefix("file://"))
     with RunDirectory(folder / "outcomes").locked():
-        for leftover in folder.rglob(".*.tmp"):  # a killed worker's half-written file; nobody else writes here now
-            leftover.unlink()
+        for place in (folder, folder / "outcomes", folder / "index", folder / "manifests"):
+            for leftover in place.glob(".*.tmp"):  # a killed worker's half-written file; nobody else writes here now
+                leftover.unlink()
         yield
 
 

@@ -86,6 +86,7 @@ def write(folder: str, step: int, tensors: Mapping[str, Mapping[str, Tensor]], t
     path = storage.join(folder, name)
     files = {f"{file}.safetensors": safetensors.torch.save(_contiguous(named)) for file, named in tensors.items()}
     files["vocab.txt"] = "".join(f"{piece}\n" for piece in tokenizer.pieces(range(tokenizer.vocab_size))).encode()
+    storage.remove(storage.join(path, "manifest.json"))  # of a damaged checkpoint of the same step: its files are about to change
     for file, data in files.items():
         storage.write_bytes(storage.join(path, file), data)
     sums = {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
@@ -136,8 +137,13 @@ def newest(folder: str) -> Checkpoint | None:
 
 
 def remove_old(folder: str, keep: int) -> None:
-    """Keep the newest `keep` checkpoints; a removed one loses its manifest first, so it is never half a checkpoint."""
-    for name in _steps(folder)[:-keep]:
+    """Keep the newest `keep` checkpoints up to `latest`; one after it was never verified and goes too.
+
+    A removed one loses its manifest first, so it is never half a checkpoint.
+    """
+    latest = storage.read_bytes(storage.join(folder, "latest")).decode().strip()
+    kept = [name for name in _steps(folder) if name <= latest][-keep:]
+    for name in set(_steps(folder)) - set(kept):
         path = storage.join(folder, name)
         storage.remove(storage.join(path, "manifest.json"))
         storage.remove_tree(path)

@@ -38,7 +38,7 @@ class TrainingConfig(Section):
     model: ModelConfig = Field(default=ModelConfig(), description="sizes of the network")
     init: InitConfig = Field(default=InitConfig(), description="first weights")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW and its schedule")
-    losses: dict[str, dict[str, Any] | None] = Field(default={"itc": None, "itm": None, "mlm": None}, description="objectives and their options")
+    losses: dict[str, dict[str, Any] | None] = Field(default={"itc": None, "itm": None, "mlm": None}, min_length=1, description="objectives and their options")
 
     epochs: int = Field(default=30, ge=1, description="passes over the dataset")
     max_steps: int | None = Field(default=None, ge=1, description="end after this many optimizer steps even if epochs are left; the schedules end there too")

@@ -1,4 +1,7 @@
-"""One process among many: who am I, and how do we talk; the same for `deepspeed`, `torchrun`, `srun` and a lone process."""
+"""One process among many: who am I, and how do we talk; the same for `deepspeed`, `torchrun`, `srun` and a lone process.
+
+Under `srun` MASTER_ADDR and MASTER_PORT must be set; Slurm does not tell where rank 0 listens.
+"""
 
 import os
 import sys
@@ -66,9 +69,8 @@ def complete_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
     `deepspeed` and `torchrun` set RANK and friends; `srun` sets SLURM_*; without a launcher this is a world of one on a free port.
     """
-    missing = {
-        name: environment[slurm] for name, slurm in SLURM_NAMES.items() if name not in environment and slurm in environment and "RANK" not in environment
-    }
+    in_step = "SLURM_STEP_ID" in environment and "RANK" not in environment  # a batch script outside srun sees SLURM_NTASKS, too, but is alone
+    missing = {name: environment[slurm] for name, slurm in SLURM_NAMES.items() if in_step and name not in environment and slurm in environment}
     lone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     if "RANK" not in environment and "RANK" not in missing:
         return {**lone, "MASTER_PORT": str(free_port())}

@@ -96,6 +96,7 @@ class Trainer:
 
     def train(self) -> dict[str, Any]:
         """Every remaining step, with hooks after each; the loop of the whole package."""
+        stopping.raise_if_stopping(self.run_folder)
         losses: dict[str, float] = {}
         waiting_since = time.perf_counter()
         if self.state.step < self.total_steps:
@@ -109,8 +110,8 @@ class Trainer:
                 losses = self._mean_losses(outputs)
                 self._advance(position, applied, micro_batches, losses)
                 self._report(losses, data_wait_s, time.perf_counter() - waiting_since)
-                waiting_since = time.perf_counter()
                 self._after_step()
+                waiting_since = time.perf_counter()
                 if self.state.step >= self.total_steps:
                     break
         return {"steps": self.state.step, "skipped_steps": self.state.skipped_steps, "pairs": self.state.step * self.config.global_batch_size,
@@ -191,7 +192,7 @@ class Trainer:
                 self.metrics.record(step, {f"val/{name}": value for name, value in self._evaluate(Path(path)).items()})
             self.world.barrier()
         if reason and step < self.total_steps:
-            raise Stopped(f"training stopped at step {step} of {self.total_steps}: {reason}; run the same command again to continue")
+            raise Stopped(f"training stopped at step {step} of {self.total_steps}: {reason}; {stopping.how_to_continue(reason)}")
 
     def _stop_reason(self) -> str | None:
         """The same answer on every rank: one rank's signal stops all at the same step."""
@@ -280,11 +281,11 @@ MAY_CHANGE = {
 
 def refuse_changed(config: TrainingConfig, saved: checkpoint.Checkpoint) -> None:
     """Raises ConfigError when a setting that shapes the result differs from the checkpoint's."""
-    before = configuration.flatten(saved.manifest["training"])
-    for key, now in configuration.flatten(config.model_dump(mode="json")).items():
-        if key.split(".")[0] not in MAY_CHANGE and before.get(key) != now:
+    before, after = configuration.flatten(saved.manifest["training"]), configuration.flatten(config.model_dump(mode="json"))
+    for key in {**after, **before}:
+        if key.split(".")[0] not in MAY_CHANGE and before.get(key) != after.get(key):
             raise ConfigError(
-                f"training.{key} is {now!r}, but {saved.path} was trained with {before.get(key)!r}; "
+                f"training.{key} is {after.get(key)!r}, but {saved.path} was trained with {before.get(key)!r}; "
                 "set it back, or give run.folder a new name to start another run"
             )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.core import logs, stopping
-from pipeline.core.errors import AlbefError
+from pipeline.core.errors import AlbefError, DataError
 from pipeline.core.run_directory import rank
 
 if TYPE_CHECKING:
@@ -76,7 +76,10 @@ def report(config: ConfigPath, overrides: Overrides = None) -> None:
     """Write the HTML report of a run again."""
     from pipeline.app.report import write_report
 
-    typer.echo(f"report: {write_report(Path(_loaded(config, overrides).run.folder)).resolve()}")
+    folder = Path(_loaded(config, overrides).run.folder)
+    if not (folder / "stages").exists():
+        raise DataError(f"{folder}: no stage of this run has finished; start it with: albef run {config}")
+    typer.echo(f"report: {write_report(folder).resolve()}")
 
 
 @app.command()
@@ -129,9 +132,13 @@ def _add_rooms() -> None:
     app.add_typer(shards_app, name="shards", help="Tools for any WebDataset folder: index, verify, stats.")
 
 
+POLLING = {"run", "scenes", "ingest", "train", "eval"}  # commands that look for signals between units of work; others end at once
+
+
 def main() -> None:
     """Entry point: our errors become one line and their exit code, anything else is a bug and keeps its traceback."""
-    stopping.install_handlers()  # before torch is imported: an early signal would kill the process otherwise
+    if sys.argv[1:2] and sys.argv[1] in POLLING:
+        stopping.install_handlers()  # before torch is imported: an early signal would kill the process otherwise
     _add_rooms()
     sys.exit(exit_code_of(app))
 

@@ -1,6 +1,6 @@
 """One run is one YAML file with a section a stage; a stage without a section does not run."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from eval.config import EvalConfig
 from ingest.config import IngestConfig
@@ -19,7 +19,14 @@ class PicturesConfig(Section):
 class RunSection(Section):
     """The run itself."""
 
-    folder: str = Field(description="run directory: configuration, log, metrics, checkpoints, report")
+    folder: str = Field(description="run directory on this machine: configuration, log, metrics, checkpoints, report")
+
+    @field_validator("folder")
+    @classmethod
+    def _is_local(cls, folder: str) -> str:
+        if "://" in folder:
+            raise ValueError("the run directory is a local folder; datasets may be s3:// URLs")
+        return folder
 
 
 class WorldConfig(ScenesConfig):

@@ -1,9 +1,13 @@
 """Start the same command once per rank with DeepSpeed's launcher."""
 
 import os
+import signal
 import subprocess
 import sys
 
+import psutil
+
+from pipeline.core import stopping
 from pipeline.core.loopback import free_port
 
 MODULE = "pipeline.app"
@@ -17,4 +21,20 @@ def launch_ranks(processes: int, arguments: list[str]) -> int:
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(processes), "--master_port", str(free_port())]
     command = [*launcher, "--no_local_rank", "--module", MODULE, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    return subprocess.run(command, env=environment, check=False).returncode
+    process = subprocess.Popen(command, env=environment)
+    passed_on = False
+    while True:
+        try:
+            return process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            if not passed_on and stopping.stop_reason(None) is not None:
+                passed_on = _ask_ranks_to_stop(process.pid)
+
+
+def _ask_ranks_to_stop(launcher_pid: int) -> bool:
+    """SIGTERM to the ranks alone: DeepSpeed's launcher would kill them at once instead of letting them save. False while there are none."""
+    descendants = psutil.Process(launcher_pid).children(recursive=True)
+    ranks = [process for process in descendants if not process.children() and "deepspeed.launcher.launch" not in process.cmdline()]
+    for process in ranks:
+        process.send_signal(signal.SIGTERM)
+    return bool(ranks)

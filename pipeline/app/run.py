@@ -1,6 +1,7 @@
 """`albef run`: the stages in order; what is finished is skipped, what was interrupted continues."""
 
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -86,31 +87,55 @@ def run_stage(stage: str, config: RunConfig) -> Result:
         raise ConfigError(f"{STAGES[stage][0]}: the configuration has no such section, so there is nothing to {stage}")
     directory = RunDirectory(Path(config.run.folder))
     if rank() > 0:  # rank 0 holds the lock and writes the record for all
-        return STAGES[stage][1](config, directory)
+        return _finished_result(stage, config, directory) or STAGES[stage][1](config, directory)
     with directory.locked():
         return _run_unless_finished(stage, config, directory)
 
 
 def _run_unless_finished(stage: str, config: RunConfig, directory: RunDirectory) -> Result:
-    mark = _fingerprint(stage, config)
-    finished = directory.result(stage)
-    if finished is not None and finished["fingerprint"] == mark:
+    finished = _finished_result(stage, config, directory)
+    if finished is not None:
         log.info("stage %s: finished before, skipped", stage)
-        result: Result = finished["result"]
-        return result
+        return finished
     log.info("stage %s", stage)
-    storage.write_bytes(str(directory.path / "config.yaml"), configuration.dump(config).encode())
     started = time.monotonic()
     result = STAGES[stage][1](config, directory)
-    directory.finish(stage, mark, result, time.monotonic() - started)
+    storage.write_bytes(str(directory.path / "config.yaml"), configuration.dump(config).encode())
+    directory.finish(stage, _fingerprint(stage, config, directory), result, time.monotonic() - started)
     return result
 
 
-def _fingerprint(stage: str, config: RunConfig) -> str:
-    """Of the stage's section and of all before it: a changed list makes a new training."""
+def _finished_result(stage: str, config: RunConfig, directory: RunDirectory) -> Result | None:
+    """The result of a stage that finished with the same configuration on the same input."""
+    record = directory.result(stage)
+    if record is None or record["fingerprint"] != _fingerprint(stage, config, directory):
+        return None
+    result: Result = record["result"]
+    return result
+
+
+def _fingerprint(stage: str, config: RunConfig, directory: RunDirectory) -> str:
+    """Of the stage's section, of all before it, and of what it reads: another list, dataset or checkpoint makes the stage run again."""
     sections = [STAGES[name][0] for name in STAGES]
     upto = sections[: sections.index(STAGES[stage][0]) + 1]
-    return fingerprint({name: getattr(config, name).model_dump(mode="json") for name in upto if getattr(config, name) is not None})
+    settings = {name: getattr(config, name).model_dump(mode="json") for name in upto if getattr(config, name) is not None}
+    return fingerprint({"settings": settings, "input": _input_mark(stage, config, directory)})
+
+
+def _input_mark(stage: str, config: RunConfig, directory: RunDirectory) -> str | None:
+    """A hash of what the stage reads; None when there is nothing yet."""
+    if stage == "ingest" and config.ingest is not None:
+        return fingerprint([hashlib.sha256(storage.read_bytes(source.path)).hexdigest() for source in config.ingest.sources])
+    if stage == "train" and config.training is not None:
+        from shards.manifest import newest_number, read_manifest
+
+        dataset = config.training.dataset
+        return read_manifest(dataset, config.training.manifest).fingerprint if newest_number(dataset) is not None else None
+    if stage == "eval":
+        from training.checkpoint import read
+
+        return fingerprint(read(_checkpoint(config, directory)).manifest["files"])
+    return None
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ class RunDirectory:
 
 def rank() -> int:
     """This process's rank as its launcher says it (deepspeed, torchrun, srun); 0 without one."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    return int(os.environ.get("RANK") or (os.environ.get("SLURM_PROCID") if "SLURM_STEP_ID" in os.environ else None) or 0)
 
 
 def fingerprint(value: Any) -> str:

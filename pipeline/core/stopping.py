@@ -33,4 +33,9 @@ def stop_reason(run_folder: Path | None) -> str | None:
 def raise_if_stopping(run_folder: Path | None) -> None:
     """Raises Stopped (exit code 4) when a signal came or a STOP file lies in the run directory."""
     if reason := stop_reason(run_folder):
-        raise Stopped(f"stopped early: {reason}; run the same command again to continue" + (" (remove the STOP file first)" if "STOP" in reason else ""))
+        raise Stopped(f"stopped early: {reason}; {how_to_continue(reason)}")
+
+
+def how_to_continue(reason: str) -> str:
+    """What to do about a reason to stop."""
+    return ("remove the STOP file and " if "STOP" in reason else "") + "run the same command again to continue"

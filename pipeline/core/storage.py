@@ -28,7 +28,10 @@ def join(path: str, *parts: str) -> str:
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of `path` and the path inside it."""
-    fs, inner = url_to_fs(path)
+    try:
+        fs, inner = url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise DataError(f"{path}: no storage of this kind ({error}); use a local path or s3://") from error
     return fs, inner
 
 

@@ -53,6 +53,33 @@ def test_a_missing_list_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("dataset/*.tar"))
 
 
+def test_somebody_elses_tars_are_neither_overwritten_nor_removed(tmp_path: Path) -> None:
+    pairs = tmp_path / "list.jsonl"
+    pairs.write_text('{"url": "http://127.0.0.1:9/a.jpg", "caption": "a cat"}\n')
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "00000.tar").write_bytes(b"precious")
+    done = albef("ingest", str(ingest_config(tmp_path, sources=[{"type": "jsonl", "path": str(pairs)}])))
+    assert_one_line(done, "holds tars that ingest did not make")
+    assert (tmp_path / "dataset" / "00000.tar").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("run.folder=s3://bucket/x", "run.folder"), ("ingest.output=s4://x/y", "s4://x/y"), ("ingest.sources=[]", "ingest.sources")],
+)
+def test_places_that_cannot_be_are_named(tmp_path: Path, override: str, words: str) -> None:
+    pairs = tmp_path / "list.jsonl"
+    pairs.write_text('{"url": "http://127.0.0.1:9/a.jpg", "caption": "a cat"}\n')
+    config = ingest_config(tmp_path, sources=[{"type": "jsonl", "path": str(pairs)}])
+    assert_one_line(albef("ingest", str(config), override), words)
+
+
+def test_an_option_of_the_wrong_type_is_named_before_the_model_is_built(tmp_path: Path) -> None:
+    tiny_run.write_dataset(tmp_path / "data")
+    config = tiny_run.configuration(tmp_path / "run", tmp_path / "data", losses={"itm": {"weight": "abc"}})
+    assert_one_line(albef("train", str(config)), "training.losses.itm.weight", "abc")
+
+
 def test_an_unreachable_bucket_is_one_line(tmp_path: Path) -> None:
     world = tmp_path / "list.jsonl"
     world.write_text('{"url": "http://127.0.0.1:9/a.jpg", "caption": "a cat"}\n')

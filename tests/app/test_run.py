@@ -124,6 +124,21 @@ def test_a_finished_run_does_nothing_again(finished: Path) -> None:
     assert (finished / "run" / "train" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+def test_another_checkpoint_is_evaluated_again_though_the_configuration_is_the_same(finished: Path) -> None:
+    record = finished / "run" / "stages" / "eval.json"
+    before = json.loads(record.read_text())["fingerprint"]
+    latest = finished / "run" / "train" / "checkpoints" / "latest"
+    newest = latest.read_text()
+    latest.write_text(sorted(path.name for path in latest.parent.glob("step-*"))[0])
+    try:
+        subprocess.run([sys.executable, "-m", "pipeline.app", "eval", str(finished / "run.yaml")], env=tiny_run.environment(), check=True, capture_output=True)
+        assert json.loads(record.read_text())["fingerprint"] != before
+    finally:
+        latest.write_text(newest)
+        subprocess.run([sys.executable, "-m", "pipeline.app", "eval", str(finished / "run.yaml")], env=tiny_run.environment(), check=True, capture_output=True)
+    assert json.loads(record.read_text())["fingerprint"] == before
+
+
 @pytest.mark.slow
 def test_killed_in_ingest_in_training_and_in_evaluation_it_ends_as_if_uninterrupted(finished: Path, port: int, tmp_path: Path) -> None:
     config = tiny_world_run(tmp_path, port)

@@ -87,6 +87,14 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in sorted(tmp_path.glob("step-*"))] == [checkpoint.name_of(2), checkpoint.name_of(3)]
 
 
+def test_one_that_latest_never_named_is_not_counted_among_the_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    storage.write_bytes(str(tmp_path / "latest"), checkpoint.name_of(2).encode())  # killed before 3 was verified
+    checkpoint.remove_old(str(tmp_path), keep=1)
+    assert [path.name for path in tmp_path.glob("step-*")] == [checkpoint.name_of(2)]
+
+
 def test_weights_of_another_shape_name_the_tensor_and_both_shapes(tmp_path: Path) -> None:
     write(tmp_path, 1, sizes=TINY.model_copy(update={"embed_dim": 6}))
     with pytest.raises(DataError, match=r"student\.safetensors.*(image|text)_projection\.(bias|weight) has shape") as caught:

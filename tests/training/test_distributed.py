@@ -15,8 +15,20 @@ def test_a_lone_process_is_a_world_of_one_on_a_free_port() -> None:
 
 
 def test_srun_variables_become_ranks() -> None:
-    slurm = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "2000"}
+    slurm = {
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "1",
+        "SLURM_NTASKS": "4",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "MASTER_ADDR": "10.0.0.1",
+        "MASTER_PORT": "2000",
+    }
     assert complete_environment(slurm) == {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2"}
+
+
+def test_a_batch_script_outside_srun_is_alone() -> None:
+    assert complete_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"})["WORLD_SIZE"] == "1"
 
 
 def test_what_torchrun_set_is_left_alone() -> None:

@@ -12,7 +12,10 @@ import pytest
 import tiny_run
 import torch
 
+from pipeline.core.errors import ConfigError
 from training import checkpoint
+from training.config import TrainingConfig
+from training.engine import refuse_changed
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,38 @@ def test_a_changed_recipe_is_refused_by_key(dataset: Path, uninterrupted: Path) 
     assert done.returncode == 2
     assert "training.momentum is 0.5" in done.stderr
     assert "0.9" in done.stderr
+
+
+def test_a_loss_or_an_option_that_was_taken_out_is_refused_by_key() -> None:
+    losses = {"itc": {}, "itm": {"weight": 3.0}, "mlm": None}
+    saved = checkpoint.Checkpoint("old", {"training": TrainingConfig(dataset="x", losses=losses).model_dump(mode="json")})
+    for changed, key in (
+        ({"itc": {}, "itm": {"weight": 3.0}}, "mlm"),
+        ({"itc": {}, "itm": {}, "mlm": None}, "itm"),
+        ({"itm": {"weight": 3.0}, "mlm": None}, "itc"),
+    ):
+        with pytest.raises(ConfigError, match=f"losses.{key}"):
+            refuse_changed(TrainingConfig(dataset="x", losses=changed), saved)
+    refuse_changed(TrainingConfig(dataset="x", losses=losses, num_workers=9), saved)
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launching_command_lets_both_ranks_save_and_a_restart_finishes(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run.configuration(tmp_path, dataset, max_steps=100_000, epochs=100_000)
+    process = subprocess.Popen(tiny_run.command(config, processes=2), env=tiny_run.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: last_step(tmp_path) >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 4, errors
+    assert checkpoint.read(str(tmp_path / "train" / "checkpoints")).step == last_step(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_finished_run_started_again_with_two_ranks_ends_at_once(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run.configuration(tmp_path, dataset)
+    assert tiny_run.train(config).returncode == 0
+    assert tiny_run.train(config, processes=2).returncode == 0
+    assert "finished before" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_checkpoint_of_another_shape_is_refused_in_one_line(dataset: Path, uninterrupted: Path) -> None:
