@@ -279,13 +279,16 @@ MAY_CHANGE = {
 }  # fmt: skip
 
 
+ABSENT = "not there"
+
+
 def refuse_changed(config: TrainingConfig, saved: checkpoint.Checkpoint) -> None:
     """Raises ConfigError when a setting that shapes the result differs from the checkpoint's."""
     before, after = configuration.flatten(saved.manifest["training"]), configuration.flatten(config.model_dump(mode="json"))
     for key in {**after, **before}:
-        if key.split(".")[0] not in MAY_CHANGE and before.get(key) != after.get(key):
+        if key.split(".")[0] not in MAY_CHANGE and before.get(key, ABSENT) != after.get(key, ABSENT):
             raise ConfigError(
-                f"training.{key} is {after.get(key)!r}, but {saved.path} was trained with {before.get(key)!r}; "
+                f"training.{key} is {after.get(key, ABSENT)!r}, but {saved.path} was trained with {before.get(key, ABSENT)!r}; "
                 "set it back, or give run.folder a new name to start another run"
             )
 
