@@ -1,8 +1,8 @@
 """From a mapping in the YAML to objects out of a plain table: `{itc: {weight: 1.0}}` -> `ImageTextContrastive(weight=1.0)`."""
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,20 +17,31 @@ def chosen_from(table: Mapping[str, Callable[..., T]], chosen: Mapping[str, Mapp
     built: dict[str, T] = {}
     for name, options in chosen.items():
         if name not in table:
-            close = difflib.get_close_matches(name, table, n=1)
-            raise ConfigError(f"{key}.{name} is unknown; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(table)}"))
+            raise ConfigError(f"{key}.{name} is unknown; {_hint(name, table)}")
         built[name] = _built(table[name], options or {}, f"{key}.{name}")
     return built
 
 
 def _built(made_by: Callable[..., T], options: Mapping[str, Any], key: str) -> T:
-    """Calls `made_by`; of a dataclass the types of the options are checked, too."""
-    try:
-        if is_dataclass(made_by):
+    """Calls `made_by`; of a dataclass the names and types of the options are checked first."""
+    if is_dataclass(made_by):
+        known = [field.name for field in fields(made_by)]
+        if unknown := [name for name in options if name not in known]:
+            raise ConfigError(f"{key}: no option {unknown[0]}; {_hint(unknown[0], known)}")
+        try:
             TypeAdapter(made_by).validate_python(dict(options))
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = ".".join([key, *map(str, first["loc"])])
+            raise ConfigError(
+                f"{option} is missing; give it a value" if first["type"] == "missing" else f"{option} is {first['input']!r}: {first['msg']}"
+            ) from error
+    try:
         return made_by(**options)
     except TypeError as error:
         raise ConfigError(f"{key}: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{'.'.join([key, *map(str, first['loc'])])} is {first['input']!r}: {first['msg']}") from error
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
