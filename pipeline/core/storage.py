@@ -23,7 +23,7 @@ def is_local(path: str) -> bool:
 
 def join(path: str, *parts: str) -> str:
     """Join with single slashes; a trailing slash of the root never becomes an empty object name."""
-    return "/".join([path.rstrip("/") or "/", *(part.strip("/") for part in parts)]).replace("//", "/", 1 if path == "/" else 0)
+    return "/".join([path.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
