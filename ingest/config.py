@@ -7,15 +7,75 @@ from pydantic import Field
 from pipeline.core.config import Section
 
 
+class StoreConfig(Section):
+    """Which pictures are kept, and how they are stored."""
+
+    image_size: int = Field(default=256, ge=1, description="size after resizing, in pixels; resize_mode says of what")
+    resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"] = Field(
+        default="keep_ratio", description="keep_ratio: the short side becomes image_size; keep_ratio_largest: the long side; no: pictures keep their size"
+    )
+    upscale: bool = Field(default=False, description="also enlarge pictures that are smaller than image_size")
+    encode_quality: int = Field(default=95, ge=1, le=100, description="JPEG quality of pictures that are encoded again, 1 to 100")
+    skip_reencode: bool = Field(default=True, description="an upright JPEG that needs no resizing keeps its bytes; it is decoded all the same, as a check")
+    min_size: int = Field(default=0, ge=0, description="pictures with a shorter side, in pixels, are refused as too_small, by their header")
+    max_aspect_ratio: float | None = Field(
+        default=None, ge=1, description="pictures whose long side is more than this many short sides are refused as too_long"
+    )
+    max_pixels: int = Field(default=64_000_000, ge=1, description="pictures with more pixels are refused as too_large, by their header, before decoding")
+    blur_column: str | None = Field(
+        default=None, description="column with boxes to blur, such as faces: a list of [x0, y0, x1, y1] in shares of width and height"
+    )
+
+
+class FetchConfig(Section):
+    """How the web is asked: bounds, politeness, and what a server may say about it."""
+
+    timeout_s: float = Field(default=20.0, gt=0, description="seconds one URL may take in all: attempts, redirects, waits between them and the body")
+    max_bytes: int = Field(default=20 * 2**20, ge=1, description="bytes one body may have")
+    max_redirects: int = Field(default=5, ge=0, description="redirects followed for one URL; each is checked like the first address")
+    attempts: int = Field(default=3, ge=1, description="how often a URL is asked for when what went wrong may pass (timeouts, connections, 429, 5xx)")
+    backoff_s: float = Field(default=0.5, ge=0, description="seconds before the second attempt, doubled for each further one, times a random 0.5 to 1.5")
+    connections_per_host: int = Field(default=8, ge=1, description="fetches in flight to one host in each process")
+    requests_per_second_per_host: float | None = Field(default=None, gt=0, description="upper bound in each process; default: none")
+    user_agent: str = Field(default="albef-ingest/0.1", min_length=1, description="how the crawler names itself to servers")
+    contact: str | None = Field(default=None, description="where its operator can be reached, a URL or an e-mail address; becomes part of the user agent")
+    robots_txt: bool = Field(default=False, description="ask each host for robots.txt, once a process and day, and obey it (robots_txt)")
+    opt_out_directives: list[str] = Field(
+        default=["noai", "noimageai", "noindex", "noimageindex", "none", "noml"],
+        description="X-Robots-Tag words, in lower case, that keep a picture out (opted_out)",
+    )
+    tdm_reservation: bool = Field(default=True, description="obey the header TDM-Reservation: 1 (opted_out)")
+    proxy: str | None = Field(default=None, description="an HTTP proxy all requests go through; names are still resolved and checked here first")
+    ca_file: str | None = Field(default=None, description="further certificates to trust, in PEM, such as those of a proxy")
+    allow_loopback: bool = Field(default=False, description="let pictures come from this machine (127.0.0.0/8 and ::1), for demos and tests")
+
+
+class EngineConfig(Section):
+    """Who does the work."""
+
+    distributor: Literal["multiprocessing", "pyspark", "ray"] = Field(
+        default="multiprocessing", description="img2dataset's way to spread shards: processes here, a Spark session or a Ray cluster"
+    )
+    processes: int = Field(default=2, ge=1, description="worker processes; each fetches and encodes one shard at a time")
+    concurrency: int = Field(default=32, ge=1, description="fetches in flight in each process")
+    spool: str | None = Field(
+        default=None,
+        description="folder that all workers see, for what is not published yet; default: the run folder, or with pyspark and ray `spool` beside the output",
+    )
+    lease_s: float = Field(default=30.0, gt=0, description="seconds without a sign of life after which another worker may take a shard over")
+
+
 class SourceConfig(Section):
     """One list of picture URLs with captions."""
 
     type: Literal["parquet", "jsonl", "tsv"] = Field(description="format of the list")
     path: str = Field(description="the list: a local path or an s3:// URL")
-    name: str | None = Field(None, description="what the samples of this list are called in the dataset; default: the file's name without its ending")
-    url: str | int = Field("url", description="the column or key with the URL: its name, or for a tsv its position from 0")
-    caption: str | int = Field("caption", description="the column or key with the caption or the list of captions: its name, or for a tsv its position from 0")
-    header: bool = Field(True, description="tsv: the first row names the columns; CC3M and CC12M have none: false, and give positions")
+    name: str | None = Field(default=None, description="what the samples of this list are called in the dataset; default: the file's name without its ending")
+    url: str | int = Field(default="url", description="the column or key with the URL: its name, or for a tsv its position from 0")
+    caption: str | int = Field(
+        default="caption", description="the column or key with the caption or the list of captions: its name, or for a tsv its position from 0"
+    )
+    header: bool = Field(default=True, description="tsv: the first row names the columns; CC3M and CC12M have none: false, and give positions")
 
     @property
     def label(self) -> str:
@@ -27,28 +87,10 @@ class IngestConfig(Section):
 
     sources: list[SourceConfig] = Field(min_length=1, description="the lists, in the order their rows get in the dataset")
     output: str = Field(description="the dataset folder to write: a local path or an s3:// URL")
-    samples_per_shard: int = Field(10_000, ge=1, description="rows of the pair table a shard covers; those that fail leave it smaller")
-
-    image_size: int = Field(256, ge=1, description="size after resizing, in pixels; resize_mode says of what")
-    resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"] = Field(
-        "keep_ratio", description="keep_ratio: the short side becomes image_size; keep_ratio_largest: the long side; no: pictures keep their size"
+    samples_per_shard: int = Field(default=10_000, ge=1, description="rows of the pair table a shard covers; those that fail leave it smaller")
+    success_floor: float = Field(
+        default=0.0, ge=0, le=1, description="share of pictures, 0 to 1, that must succeed; below it ingest publishes and exits with 3"
     )
-    upscale: bool = Field(False, description="also enlarge pictures that are smaller than image_size")
-    encode_quality: int = Field(95, ge=1, le=100, description="JPEG quality of pictures that are encoded again, 1 to 100")
-    skip_reencode: bool = Field(True, description="an upright JPEG that needs no resizing keeps its bytes; it is decoded all the same, as a check")
-    min_image_size: int = Field(0, ge=0, description="pictures with a shorter side, in pixels, are refused as too_small")
-    max_pixels: int = Field(64_000_000, ge=1, description="pictures with more pixels are refused as too_large, by their header, before decoding")
-
-    processes: int = Field(2, ge=1, description="worker processes; each fetches and encodes one shard at a time")
-    threads: int = Field(32, ge=1, description="fetches in flight in each process")
-    connections_per_host: int = Field(8, ge=1, description="fetches in flight to one host in each process")
-    timeout_s: float = Field(20.0, gt=0, description="seconds one URL may take in all, redirects and body included")
-    max_bytes: int = Field(20 * 2**20, ge=1, description="bytes one body may have")
-    max_redirects: int = Field(5, ge=0, description="redirects followed for one URL; each is checked like the first address")
-    user_agent: str = Field("albef-ingest/0.1", min_length=1, description="how the crawler names itself to servers; add where its operator can be reached")
-    opt_out_directives: list[str] = Field(
-        ["noai", "noimageai", "noindex", "noimageindex", "none"],
-        description="X-Robots-Tag words, in lower case, that keep a picture out (opted_out)",
-    )
-    allow_loopback: bool = Field(False, description="let pictures come from this machine (127.0.0.0/8 and ::1), for demos and tests")
-    success_floor: float = Field(0.0, ge=0, le=1, description="share of pictures, 0 to 1, that must succeed; below it ingest publishes and exits with 3")
+    store: StoreConfig = Field(default=StoreConfig(), description="which pictures are kept, and how they are stored")
+    fetch: FetchConfig = Field(default=FetchConfig(), description="how the web is asked")
+    engine: EngineConfig = Field(default=EngineConfig(), description="who does the work")

@@ -19,7 +19,7 @@ from img2dataset.downloader import Downloader, compute_key
 from img2dataset.resizer import Resizer
 
 from ingest import lifeline, picture, published
-from ingest.config import IngestConfig
+from ingest.config import IngestConfig, StoreConfig
 from ingest.fetch import Fetched, Fetcher
 from ingest.journal import Journal
 from ingest.outcomes import Ended, Outcome
@@ -42,14 +42,14 @@ def shard_name(shard_id: int) -> str:
     return f"{shard_id:0{SHARD_DIGITS}d}"
 
 
-def make_resizer(config: IngestConfig) -> Any:
+def make_resizer(store: StoreConfig) -> Any:
     return Resizer(
-        image_size=config.image_size,
-        resize_mode=config.resize_mode,
-        resize_only_if_bigger=not config.upscale,
-        encode_quality=config.encode_quality,
+        image_size=store.image_size,
+        resize_mode=store.resize_mode,
+        resize_only_if_bigger=not store.upscale,
+        encode_quality=store.encode_quality,
         encode_format="jpg",
-        skip_reencode=config.skip_reencode,
+        skip_reencode=store.skip_reencode,
     )
 
 
@@ -59,13 +59,13 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
     def __init__(self, config: IngestConfig, work_folder: WorkFolder, parent_pid: int) -> None:
         super().__init__(
             sample_writer_class=None,
-            resizer=make_resizer(config),
-            thread_count=config.threads,
+            resizer=make_resizer(config.store),
+            thread_count=config.engine.concurrency,
             save_caption=True,
             extract_exif=False,
             output_folder=config.output,
             column_list=list(COLUMNS),
-            timeout=config.timeout_s,
+            timeout=config.fetch.timeout_s,
             number_sample_per_shard=config.samples_per_shard,
             oom_shard_count=SHARD_DIGITS,
             compute_hash="sha256",
@@ -73,7 +73,7 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
             encode_format="jpg",
             retries=0,
             user_agent_token=None,
-            disallowed_header_directives=config.opt_out_directives,
+            disallowed_header_directives=config.fetch.opt_out_directives,
         )
         self.config, self.work_folder, self.parent_pid = config, work_folder, parent_pid
 
@@ -133,7 +133,7 @@ def _samples(table: list[Row], journal: Journal) -> Iterator[SampleToWrite]:
 
 
 class _ShardFetch:
-    """One shard's rows through fetch, check and resize into the journal; `threads` rows are in flight, one thread turns bodies into pictures."""
+    """One shard's rows through fetch, check and resize into the journal; `concurrency` rows are in flight, one thread turns bodies into pictures."""
 
     def __init__(self, config: IngestConfig, resizer: Any, work_folder: WorkFolder, rows: list[Row], journal: Journal, progress: ShardProgress) -> None:
         self.config, self.resizer, self.work_folder = config, resizer, work_folder
@@ -143,8 +143,8 @@ class _ShardFetch:
     async def run(self) -> bool:
         """Whether all rows are in the journal now; False when asked to stop before."""
         with ThreadPoolExecutor(1, thread_name_prefix="picture") as pictures:  # one: the Resizer redirects file descriptors of the whole process
-            async with Fetcher(self.config) as fetcher:
-                lanes = [asyncio.create_task(self._lane(fetcher, pictures)) for _ in range(self.config.threads)]
+            async with Fetcher(self.config.fetch) as fetcher:
+                lanes = [asyncio.create_task(self._lane(fetcher, pictures)) for _ in range(self.config.engine.concurrency)]
                 try:
                     await self._until_done_or_stopped(lanes)
                 finally:
@@ -176,7 +176,7 @@ class _ShardFetch:
             return facts, b""
         facts["sha256"] = hashlib.sha256(fetched.body).hexdigest()
         try:
-            prepared = picture.prepare(fetched.body, self.resizer, self.config.min_image_size, self.config.max_pixels)
+            prepared = picture.prepare(fetched.body, self.resizer, self.config.store.min_size, self.config.store.max_pixels)
         except Ended as end:
             return facts | {"outcome": end.outcome.value, "detail": end.detail}, b""
         except Exception as error:

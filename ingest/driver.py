@@ -62,7 +62,7 @@ def main(job_path: str) -> None:
         done_shards=set(job.done_shards),
         tmp_path=str(work_folder.rows),
     )
-    multiprocessing_distributor(config.processes, GuardedDownloader(config, work_folder, os.getpid()), reader, None, 1)
+    multiprocessing_distributor(config.engine.processes, GuardedDownloader(config, work_folder, os.getpid()), reader, None, 1)
 
 
 if __name__ == "__mp_main__":  # a worker, which is about to unpickle the downloader

@@ -12,7 +12,7 @@ from types import TracebackType
 import aiohttp
 from yarl import URL
 
-from ingest.config import IngestConfig
+from ingest.config import FetchConfig
 from ingest.guard import BlockedAddress, GuardedResolver, check_url
 from ingest.opt_out import opted_out
 from ingest.outcomes import Ended, Outcome, of_status
@@ -38,7 +38,7 @@ class Fetched:
 class Fetcher:
     """One session for a shard: connections are kept alive, the TLS context is made once, a name is resolved once."""
 
-    def __init__(self, config: IngestConfig) -> None:
+    def __init__(self, config: FetchConfig) -> None:
         self.config = config
         self._hosts: dict[str | None, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(config.connections_per_host))
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Result = dict[str, Any]
 RECORD = "ingest.json"  # in the dataset folder: which lists and settings it is made from
 # What decides which sample lies where and what its bytes are; everything else may change between two starts.
-SETTINGS_OF_THE_DATA = ("samples_per_shard", "image_size", "resize_mode", "upscale", "encode_quality", "skip_reencode", "min_image_size", "max_pixels")
+SETTINGS_OF_THE_DATA = ("samples_per_shard", "store")
 HASH_BLOCK_BYTES = 2**20
 
 

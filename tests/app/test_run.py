@@ -31,7 +31,7 @@ def tiny_world_run(folder: Path, port: int) -> Path:
     }  # fmt: skip
     ingest = {
         "sources": [{"type": "parquet", "path": str(world / "pairs.parquet")}], "output": str(folder / "dataset"), "samples_per_shard": 40,
-        "image_size": 48, "timeout_s": 2, "connections_per_host": 16, "processes": 1, "allow_loopback": True,
+        "store": {"image_size": 48}, "engine": {"processes": 1}, "fetch": {"timeout_s": 2, "attempts": 1, "connections_per_host": 16, "allow_loopback": True},
     }  # fmt: skip
     training = {
         "dataset": str(folder / "dataset"), "model": TINY_MODEL, "global_batch_size": 16, "group_size": 8, "queue_size": 24, "max_steps": 40,

@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 
-from ingest.config import IngestConfig
+from ingest.config import FetchConfig
 from ingest.fetch import Fetched, Fetcher
 from ingest.outcomes import Outcome
 
 
 def fetch(*urls: str, **settings: object) -> list[Fetched]:
-    config = IngestConfig.model_validate(
-        {"sources": [{"type": "jsonl", "path": "x"}], "output": "x", "allow_loopback": True, "timeout_s": 2, "max_bytes": 100_000} | settings
-    )
+    config = FetchConfig.model_validate({"allow_loopback": True, "timeout_s": 2, "max_bytes": 100_000, "attempts": 1} | settings)
 
     async def all_of_them() -> list[Fetched]:
         async with Fetcher(config) as fetcher:

@@ -49,7 +49,8 @@ def listed(tmp_path: Path, web: Any) -> Callable[..., IngestConfig]:
         path = tmp_path / "list.jsonl"
         path.write_text("".join(json.dumps({"url": web.url(row["path"]), "caption": row["caption"]}) + "\n" for row in rows))
         values: dict[str, Any] = {"sources": [{"type": "jsonl", "path": str(path)}], "output": str(tmp_path / "dataset"), "samples_per_shard": 20}
-        values |= {"allow_loopback": True, "timeout_s": 2, "processes": 2, "threads": 4}
+        values["fetch"] = {"allow_loopback": True, "timeout_s": 2, "attempts": 1}
+        values["engine"] = {"processes": 2, "concurrency": 4}
         return IngestConfig.model_validate(values | settings)
 
     return make
@@ -163,13 +164,13 @@ def test_killed_and_resumed_it_fetches_what_is_missing_and_gives_the_same_tars(
     assert resumed["outcomes"] == whole["outcomes"]
     assert tar_hashes(tmp_path / "killed") == tar_hashes(tmp_path / "whole")
     assert resumed["fingerprint"] == whole["fingerprint"]
-    assert 61 <= web.asked.total() <= 61 + config.processes * config.threads, "what was in flight may be asked for again, nothing else"
+    assert 61 <= web.asked.total() <= 61 + config.engine.processes * config.engine.concurrency, "what was in flight may be asked for again, nothing else"
 
 
 def test_a_dataset_on_s3_is_the_same_and_a_missing_bucket_is_named_before_any_fetch(
     tmp_path: Path, web: Any, listed: Callable[..., IngestConfig], s3_bucket: str
 ) -> None:
-    config = listed(good_rows(25), output=f"{s3_bucket}/set/", processes=1)
+    config = listed(good_rows(25), output=f"{s3_bucket}/set/", engine={"processes": 1})
     with pytest.raises(DataError, match="no-such-bucket-x") as caught:
         ingest.run(config.model_copy(update={"output": "s3://no-such-bucket-x/set"}), tmp_path / "run")
     assert "\n" not in str(caught.value)
@@ -215,7 +216,7 @@ def test_a_stop_signal_ends_it_with_exit_code_4_and_nothing_is_fetched_twice(tmp
     assert not engine_processes(tmp_path / "run")
     web.delay_s = 0.0
     assert ingest.run(config, tmp_path / "run")["samples"] == 60
-    assert web.asked.total() <= 60 + config.processes * config.threads
+    assert web.asked.total() <= 60 + config.engine.processes * config.engine.concurrency
 
 
 @pytest.mark.slow
@@ -231,7 +232,7 @@ def test_a_killed_worker_is_noticed_and_the_run_goes_on_by_itself(tmp_path: Path
         _, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors.decode()
     assert read_manifest(config.output).num_samples == 60
-    assert web.asked.total() <= 60 + 2 * config.processes * config.threads
+    assert web.asked.total() <= 60 + 2 * config.engine.processes * config.engine.concurrency
 
 
 @pytest.mark.slow

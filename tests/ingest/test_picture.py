@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ingest.config import IngestConfig
+from ingest.config import StoreConfig
 from ingest.outcomes import Ended, Outcome
 from ingest.picture import Prepared, prepare
 
@@ -19,7 +19,7 @@ MAX_PIXELS = 1_000_000
 def prepared(body: bytes, min_size: int = 0, max_pixels: int = MAX_PIXELS, **settings: Any) -> Prepared:
     from ingest.downloader import make_resizer
 
-    config = IngestConfig.model_validate({"sources": [{"type": "jsonl", "path": "x"}], "output": "x"} | settings)
+    config = StoreConfig.model_validate(settings)
     return prepare(body, make_resizer(config), min_size, max_pixels)
 
 
