@@ -56,12 +56,14 @@ class EngineConfig(Section):
     distributor: Literal["multiprocessing", "pyspark", "ray"] = Field(
         default="multiprocessing", description="img2dataset's way to spread shards: processes here, a Spark session or a Ray cluster"
     )
-    processes: int = Field(default=2, ge=1, description="worker processes; each fetches and encodes one shard at a time")
+    cluster: str | None = Field(default=None, description="pyspark: the master's URL; ray: the address of a cluster; default: workers on this machine")
+    processes: int = Field(default=2, ge=1, description="workers on this machine; each fetches and encodes one shard at a time")
     concurrency: int = Field(default=32, ge=1, description="fetches in flight in each process")
     spool: str | None = Field(
         default=None,
-        description="folder that all workers see, for what is not published yet; default: the run folder, or with pyspark and ray `spool` beside the output",
+        description="folder that all workers see, for what is not published yet; default: the run folder, or with pyspark and ray one in the output",
     )
+    storage_patience_s: float = Field(default=60.0, ge=0, description="seconds to try again while the storage does not answer, before ingest stops resumably")
     lease_s: float = Field(default=30.0, gt=0, description="seconds without a sign of life after which another worker may take a shard over")
 
 

@@ -1,7 +1,10 @@
 """The parent's side of the engine: start it, watch it, start it again when a worker was lost, and say why it could not go on."""
 
 import contextlib
+import importlib.util
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,39 +14,63 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ingest import progress
-from ingest.config import IngestConfig
+from ingest.config import EngineConfig, IngestConfig
 from ingest.display import Display
 from ingest.driver import Job
 from ingest.published import PublishedShard
+from ingest.spool import Spool
 from ingest.work_folder import WorkFolder
-from pipeline.core import stopping
-from pipeline.core.errors import Stopped
+from pipeline.core import stopping, storage
+from pipeline.core.errors import ConfigError, Stopped, StorageUnreachable
 
 LOOK_EVERY_S = 0.2
-SILENCE_S = 120.0  # workers save their progress twice a second; img2dataset's pool hangs for ever when a worker dies inside its queue
+SILENCE_S = 120.0  # workers save their progress every few seconds; img2dataset's pool hangs for ever when a worker dies inside its queue
+CLUSTER_START_S = 300.0  # Spark and Ray may have to wait for machines
 STOP_WAIT_S = 30.0
 STARTS_WITHOUT_PROGRESS = 3
 LOG_TAIL_BYTES = 3000
+EXTRAS = {"pyspark": "spark", "ray": "ray"}
+
+
+def check_distributor(config: EngineConfig) -> None:
+    """Raises ConfigError when its library, or Spark's Java, is not there: img2dataset itself would do nothing and call it done."""
+    extra = EXTRAS.get(config.distributor)
+    if extra is not None and importlib.util.find_spec(config.distributor) is None:
+        raise ConfigError(f"ingest.engine.distributor is {config.distributor}, which is not installed; pip install -e '.[{extra}]'")
+    if config.distributor == "pyspark" and shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+        raise ConfigError("ingest.engine.distributor is pyspark, which needs Java, and there is none; install a Java runtime or set JAVA_HOME")
+
+
+def spool_of(config: IngestConfig, work_folder: WorkFolder, mark: str) -> Spool:
+    """Where workers share what is not published yet."""
+    if config.engine.spool is not None:
+        return Spool(storage.join(config.engine.spool, mark))
+    if config.engine.distributor == "multiprocessing":
+        return Spool(str(work_folder.folder / "spool"))
+    return Spool(storage.join(config.output, f"spool-{mark}"))
 
 
 def fetch_missing(
-    config: IngestConfig, work_folder: WorkFolder, rows: int, published: Callable[[], dict[str, PublishedShard]], run_folder: Path
+    config: IngestConfig, work_folder: WorkFolder, spool: Spool, rows: int, published: Callable[[], dict[str, PublishedShard]], run_folder: Path
 ) -> dict[str, PublishedShard]:
     """Run the engine until every shard of the pair table's `rows` rows is published; returns all shards.
 
     Raises:
-        Stopped: asked to, or the storage failed.
+        ConfigError: the distributor is not installed.
+        Stopped: asked to, or a worker's storage failed.
+        StorageUnreachable: it does not answer this process.
         RuntimeError: a bug of ours, or a shard that kills its worker every time.
     """
+    check_distributor(config.engine)
     shards = published()
     total = -(-rows // config.samples_per_shard)
     fruitless = 0
     while len(shards) < total:
-        with _started(config, work_folder, shards) as engine, Display(rows, _outcomes(shards).total()) as display:
-            lost = _watch(engine, work_folder, _outcomes(shards), display, run_folder)
+        with _started(config, work_folder, spool, shards) as engine, Display(rows, _outcomes(shards).total()) as display:
+            lost = _watch(engine, config.engine, spool, _outcomes(shards), display, run_folder)
+        _raise_failure(work_folder)
         before, shards = len(shards), published()
         stopping.raise_if_stopping(run_folder)
-        _raise_failures(work_folder)
         fruitless = 0 if len(shards) > before else fruitless + 1
         if len(shards) < total and (lost is None or fruitless == STARTS_WITHOUT_PROGRESS):
             raise RuntimeError(f"the engine ended ({lost or engine.returncode}) with {len(shards)} of {total} shards done; {_log_tail(work_folder)}")
@@ -51,55 +78,78 @@ def fetch_missing(
 
 
 @contextlib.contextmanager
-def _started(config: IngestConfig, work_folder: WorkFolder, done: dict[str, PublishedShard]) -> Iterator[subprocess.Popen[bytes]]:
+def _started(config: IngestConfig, work_folder: WorkFolder, spool: Spool, done: dict[str, PublishedShard]) -> Iterator["subprocess.Popen[bytes]"]:
     """The engine, in a process group of its own: Ctrl-C reaches the parent alone, which stops it in good order."""
-    work_folder.clear_for_a_start()
-    job = work_folder.folder / "job.json"
-    Job(config.model_dump(mode="json"), str(work_folder.folder), sorted(int(name) for name in done), os.getpid()).write(job)
+    storage.patiently(spool.clear_for_a_start, config.engine.storage_patience_s)
+    work_folder.failure.unlink(missing_ok=True)
+    done_shards = sorted(int(name) for name in done)
+    job = Job(config.model_dump(mode="json"), str(work_folder.pair_table), spool.folder, done_shards, os.getpid(), str(work_folder.failure))
+    job.write(work_folder.job)
     root = str(Path(__file__).parents[1])  # the workers must import this checkout, whatever the current folder
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])), "PYSPARK_PYTHON": sys.executable}
     with work_folder.engine_log.open("ab") as log:
         engine = subprocess.Popen(
-            [sys.executable, "-m", "ingest.driver", str(job)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0, env=environment
+            [sys.executable, "-m", "ingest.driver", str(work_folder.job)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            process_group=0,
+            env=environment,
         )
     try:
         yield engine
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(engine.pid, signal.SIGKILL)  # journals and atomic writes make this safe at any moment
+            os.killpg(engine.pid, signal.SIGKILL)  # journals, leases and atomic writes make this safe at any moment
         engine.wait()
 
 
-def _watch(engine: subprocess.Popen[bytes], work_folder: WorkFolder, done: Counter[str], display: Display, run_folder: Path) -> str | None:
+def _watch(engine: "subprocess.Popen[bytes]", config: EngineConfig, spool: Spool, done: Counter[str], display: Display, run_folder: Path) -> str | None:
     """Wait for the engine's end; returns what was lost when it can no longer end by itself."""
-    started = time.time()
+    here = config.distributor == "multiprocessing"
+    seen: dict[str, int] = {}
+    last_sign, last_look = time.monotonic() + (0.0 if here else CLUSTER_START_S), 0.0
     while engine.poll() is None:
         if stopping.stop_reason(run_folder):
-            work_folder.ask_to_stop()
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(StorageUnreachable, subprocess.TimeoutExpired):
+                spool.ask_to_stop()
                 engine.wait(STOP_WAIT_S)
             return None
-        shards = progress.read_all(work_folder.progress)
-        display.update(sum((shard.outcomes for shard in shards), done.copy()))
-        if lost := progress.lost_workers(shards):
-            return f"lost the worker of shard {lost[0].shard}"
-        if time.time() - max(started, progress.newest_beat(work_folder.progress)) > SILENCE_S:
-            return f"no sign of life for {SILENCE_S:.0f} s"
         time.sleep(LOOK_EVERY_S)
+        if time.monotonic() - last_look < spool.look_every_s:
+            continue
+        shards = _progress(spool)
+        last_look = time.monotonic()
+        if shards is not None:
+            beats = {shard.shard: shard.beat for shard in shards}
+            last_sign, seen = (last_sign if beats == seen else max(last_sign, last_look)), beats
+            display.update(sum((shard.outcomes for shard in shards), done.copy()))
+            if here and (lost := progress.lost_workers(shards)):
+                return f"lost the worker of shard {lost[0].shard}"
+        if last_look - last_sign > SILENCE_S:
+            return f"no sign of life for {SILENCE_S:.0f} s"
     return None if engine.returncode >= 0 else f"killed by signal {-engine.returncode}"
+
+
+def _progress(spool: Spool) -> list[progress.ShardProgress] | None:
+    """None while the storage is away: the workers wait for it too, and say so when they give up."""
+    try:
+        return progress.read_all(spool.progress)
+    except StorageUnreachable:
+        return None
 
 
 def _outcomes(shards: dict[str, PublishedShard]) -> Counter[str]:
     return sum((Counter(shard.outcomes) for shard in shards.values()), Counter[str]())
 
 
-def _raise_failures(work_folder: WorkFolder) -> None:
-    failures = work_folder.failures()
-    for failure in failures:
-        if failure["kind"] == "error":
-            raise RuntimeError(f"shard {failure['shard']} failed:\n{failure['text']}")
-    if failures:
-        raise Stopped(f"stopped early: shard {failures[0]['shard']}: {failures[0]['text']}; run the same command again when that is mended")
+def _raise_failure(work_folder: WorkFolder) -> None:
+    if not work_folder.failure.exists():
+        return
+    failure = json.loads(work_folder.failure.read_bytes())
+    if failure["kind"] == "error":
+        raise RuntimeError(f"shard {failure['shard']} failed:\n{failure['text']}")
+    raise Stopped(f"stopped early: shard {failure['shard']}: {failure['text']}; run the same command again when that is mended")
 
 
 def _log_tail(work_folder: WorkFolder) -> str:

@@ -8,10 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ingest import engine, pair_table, published
+from ingest import engine, lease, pair_table, published
 from ingest.config import IngestConfig, SourceConfig
 from ingest.display import summary
 from ingest.outcomes import Outcome
@@ -19,7 +20,7 @@ from ingest.pair_table import RowCounts
 from ingest.published import PublishedShard
 from ingest.work_folder import WorkFolder
 from pipeline.core import stopping, storage
-from pipeline.core.errors import AlbefError, BelowFloor, DataError
+from pipeline.core.errors import AlbefError, BelowFloor, DataError, Stopped, StorageUnreachable
 from pipeline.core.run_directory import RunDirectory, fingerprint
 from shards import manifest
 
@@ -46,10 +47,11 @@ def run(config: IngestConfig, run_folder: Path) -> Result:
     inputs = _inputs(config)
     mark = fingerprint(inputs)
     _claim_output(config.output, inputs)
-    with _locked(config.output):
+    work_folder = WorkFolder((run_folder / "ingest" / mark).absolute())
+    with _held(config, work_folder):
         dataset = _published_dataset(config.output, mark)
         if dataset is None:
-            dataset = _build(config, mark, WorkFolder((run_folder / "ingest" / mark).absolute()), run_folder)
+            dataset = _build(config, mark, work_folder, run_folder)
         else:
             log.info("ingest: %s is finished, nothing to fetch", config.output)
     result = _result(dataset, time.monotonic() - started)
@@ -61,9 +63,14 @@ def _build(config: IngestConfig, mark: str, work_folder: WorkFolder, run_folder:
     counts = _pair_table(config, work_folder)
     log.info("ingest: %d rows, %d pictures with %d captions, rejected %s", counts.rows, counts.pictures, counts.captions, counts.rejected or "none")
     stopping.raise_if_stopping(run_folder)
-    shards = engine.fetch_missing(config, work_folder, counts.pictures, lambda: _done_shards(config, counts.pictures), run_folder)
-    dataset = _publish(config, mark, work_folder, counts, shards)
-    work_folder.clear_when_done()
+    spool = engine.spool_of(config, work_folder, mark)
+    try:
+        done_shards = partial(storage.patiently, partial(_done_shards, config, counts.pictures), config.engine.storage_patience_s)
+        shards = engine.fetch_missing(config, work_folder, spool, counts.pictures, done_shards, run_folder)
+        dataset = storage.patiently(partial(_publish, config, mark, work_folder, counts, shards), config.engine.storage_patience_s)
+        storage.patiently(spool.remove, config.engine.storage_patience_s)
+    except StorageUnreachable as error:
+        raise Stopped(f"stopped early: {error}; run the same command again when that is mended") from error
     return dataset
 
 
@@ -104,17 +111,37 @@ def _claim_output(output: str, inputs: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(output: str) -> Iterator[None]:
-    """Two ingests into one local folder would publish each other's shards; an object store has no locks."""
-    if not storage.is_local(output):
+def _held(config: IngestConfig, work_folder: WorkFolder) -> Iterator[None]:
+    """The dataset for this process alone, cleared of what a killed one left half-written: two would publish each other's shards."""
+    with RunDirectory(work_folder.folder).locked():
+        if storage.is_local(config.output):
+            folder = Path(config.output.removeprefix("file://"))
+            with RunDirectory(folder / "outcomes").locked():
+                for place in (folder, folder / "outcomes", folder / "index", folder / "manifests"):
+                    for leftover in place.glob(".*.tmp"):
+                        leftover.unlink()
+                yield
+        else:
+            with _leased(config, work_folder):
+                if aborted := storage.abort_uploads(config.output):
+                    log.info("ingest: removed %d unfinished uploads of an earlier start", aborted)
+                yield
+
+
+@contextlib.contextmanager
+def _leased(config: IngestConfig, work_folder: WorkFolder) -> Iterator[None]:
+    """An object store has no locks: a lease in the dataset folder instead."""
+    folder = storage.join(config.output, "lease")
+    before = lease.highest(folder)
+    # This work folder is locked, so the process that wrote this file is dead: if it was the last holder, there is nobody to wait for.
+    ours = work_folder.output_generation.exists() and work_folder.output_generation.read_text() == str(before)
+    if before is not None and not ours:
+        log.info("ingest: %s is or was in use by another process; waiting %.0f s for a sign of life", config.output, config.engine.lease_s)
+    with lease.claim(folder, config.engine.lease_s, holder_is_dead=ours) as held:
+        storage.write_bytes(str(work_folder.output_generation), str(held.generation).encode())
         yield
-        return
-    folder = Path(output.removeprefix("file://"))
-    with RunDirectory(folder / "outcomes").locked():
-        for place in (folder, folder / "outcomes", folder / "index", folder / "manifests"):
-            for leftover in place.glob(".*.tmp"):  # a killed worker's half-written file; nobody else writes here now
-                leftover.unlink()
-        yield
+        held.check()
+    lease.release(folder)
 
 
 def _published_dataset(output: str, mark: str) -> manifest.Manifest | None:

@@ -7,28 +7,31 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-BEAT_S = 0.5
+from pipeline.core import storage
+from pipeline.core.errors import DataError
+
+BEAT_S, BEAT_REMOTE_S = 0.5, 5.0
 
 
 @dataclass
 class ShardProgress:
-    """One shard's rows by outcome; `worker` is the process id that works on it, or None when it is through."""
+    """One shard's rows by outcome and the bytes of their bodies; `worker` is the process that works on it, or None when it is through."""
 
     shard: str
     worker: int | None
     outcomes: Counter[str] = field(default_factory=Counter)
+    bytes: int = 0
+    beat: int = 0  # counts up, so that a file that stands still is a worker that does
 
-    def save(self, folder: Path) -> None:
-        target = folder / f"{self.shard}.json"
-        temporary = target.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"shard": self.shard, "worker": self.worker, "outcomes": dict(self.outcomes)}))
-        temporary.replace(target)
+    def save(self, folder: str) -> None:
+        self.beat += 1
+        with contextlib.suppress(DataError, OSError):  # what really has to be kept is in the journal
+            storage.write_bytes(storage.join(folder, f"{self.shard}.json"), json.dumps(vars(self)).encode(), durable=False)
 
     @contextlib.contextmanager
-    def reported(self, folder: Path) -> Iterator[None]:
-        """Save every half second, by a thread, while the block runs, and once more at its end, however it ends."""
+    def reported(self, folder: str) -> Iterator[None]:
+        """Save regularly, by a thread, while the block runs, and once more at its end, however it ends."""
         over = threading.Event()
         thread = threading.Thread(target=self._beat, args=(folder, over), name="progress", daemon=True)
         thread.start()
@@ -40,24 +43,20 @@ class ShardProgress:
             self.worker = None
             self.save(folder)
 
-    def _beat(self, folder: Path, over: threading.Event) -> None:
+    def _beat(self, folder: str, over: threading.Event) -> None:
         self.save(folder)
-        while not over.wait(BEAT_S):
+        while not over.wait(BEAT_S if storage.is_local(folder) else BEAT_REMOTE_S):
             self.save(folder)
 
 
-def read_all(folder: Path) -> list[ShardProgress]:
+def read_all(folder: str) -> list[ShardProgress]:
     """All shards anybody worked on since the folder was cleared."""
     found = []
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        found.append(ShardProgress(record["shard"], record["worker"], Counter(record["outcomes"])))
+    for name in storage.list_files(folder):
+        if name.endswith(".json") and not name.startswith("."):
+            record = json.loads(storage.read_bytes(storage.join(folder, name)))
+            found.append(ShardProgress(**record | {"outcomes": Counter(record["outcomes"])}))
     return found
-
-
-def newest_beat(folder: Path) -> float:
-    """When any file was last saved, in seconds since the epoch; 0 when there is none."""
-    return max((path.stat().st_mtime for path in folder.glob("*.json")), default=0.0)
 
 
 def is_alive(process: int) -> bool:
@@ -71,5 +70,5 @@ def is_alive(process: int) -> bool:
 
 
 def lost_workers(shards: list[ShardProgress]) -> list[ShardProgress]:
-    """Shards whose worker died on them."""
+    """Shards whose worker died on them; only for workers on this machine."""
     return [shard for shard in shards if shard.worker is not None and not is_alive(shard.worker)]

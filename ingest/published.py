@@ -58,6 +58,11 @@ def read(output: str, name: str) -> PublishedShard:
     return PublishedShard(record["name"], record["rows"], record["outcomes"], entry)
 
 
+def is_done(output: str, name: str) -> bool:
+    """Whether the shard stands whole in the dataset folder."""
+    return storage.exists(outcome_path(output, name)) and is_whole(output, read(output, name))
+
+
 def names(output: str) -> list[str]:
     found = storage.list_files(storage.join(output, "outcomes"))
     return [name.removesuffix(".parquet") for name in found if name.endswith(".parquet") and not name.startswith(".")]

@@ -4,6 +4,7 @@ AlbefError                 1   a promise of ours was broken
 ├── UserError              2   the user's mistake: key or file, what was found, what to do
 │   ├── ConfigError        2   ... in the configuration
 │   └── DataError          2   ... in a list, a picture folder, a shard, a checkpoint
+│       └── StorageUnreachable 2   ... or the storage does not answer now, which may pass
 ├── BelowFloor             3   finished, but under a floor the user set
 └── Stopped                4   stopped early, and the same command goes on from here
 """
@@ -27,6 +28,10 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A file the user pointed to is missing, unreadable, damaged or of the wrong kind."""
+
+
+class StorageUnreachable(DataError):
+    """The storage does not answer, or says that it cannot now: what fails with this may work in a minute."""
 
 
 class BelowFloor(AlbefError):

@@ -5,16 +5,28 @@ temporary name, fsynced and renamed; an object store shows an object only when i
 """
 
 import contextlib
+import errno
+import functools
 import os
+import random
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
+import fsspec.config
 from fsspec.core import url_to_fs
 
-from pipeline.core.errors import DataError
+from pipeline.core.errors import DataError, StorageUnreachable
+
+T = TypeVar("T")
+
+TRANSIENT_ERRNOS = (errno.EIO, errno.EBUSY, errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET)  # what s3fs makes of 500, 503 and broken connections
+TRANSIENT_BOTO_ERRORS = ("EndpointConnectionError", "HTTPClientError", "ConnectionError")  # with their subclasses
+S3_ATTEMPTS = 3
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 
 
 def is_local(path: str) -> bool:
@@ -26,8 +38,15 @@ def join(path: str, *parts: str) -> str:
     return "/".join([path.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+@functools.cache
+def _bound_s3_retries() -> None:
+    """Botocore asks 5 times with 15 s each and s3fs 5 times around that: a store that accepts and never answers would hold a caller for 6 minutes."""
+    fsspec.config.conf.setdefault("s3", {}).setdefault("config_kwargs", {"retries": {"total_max_attempts": S3_ATTEMPTS, "mode": "standard"}})
+
+
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of `path` and the path inside it."""
+    _bound_s3_retries()
     try:
         fs, inner = url_to_fs(path)
     except (ValueError, ImportError) as error:
@@ -48,10 +67,46 @@ def _errors_named(path: str) -> Iterator[None]:
         raise DataError(f"{path}: a part of its path is a file, not a folder; check the path") from error
     except IsADirectoryError as error:
         raise DataError(f"{path}: is a folder, a file was expected") from error
+    except DataError:
+        raise
     except Exception as error:
+        if not is_local(path) and _may_pass(error):
+            raise StorageUnreachable(_unreachable(path, error)) from error
         if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
             raise
-        raise DataError(f"{path}: storage cannot be reached ({error}); check the bucket, the endpoint (AWS_ENDPOINT_URL) and the network") from error
+        raise DataError(_unreachable(path, error)) from error
+
+
+def _unreachable(path: str, error: Exception) -> str:
+    found = " ".join(str(error).split()) or type(error).__name__
+    return f"{path}: storage cannot be reached ({found}); check the bucket, the endpoint (AWS_ENDPOINT_URL) and the network"
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a remote storage may answer better in a minute; judged by class names, since boto is imported by s3fs alone."""
+    if isinstance(error, TimeoutError | ConnectionError) or (isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS):
+        return True
+    kind = type(error)
+    return kind.__module__.startswith("aiohttp") or any(base.__name__ in TRANSIENT_BOTO_ERRORS for base in kind.__mro__)
+
+
+def patiently(operation: Callable[[], T], seconds: float) -> T:
+    """Call `operation` again, with growing random pauses, while the storage cannot be reached.
+
+    Raises:
+        StorageUnreachable: it still could not be after `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    pause = FIRST_PAUSE_S
+    while True:
+        try:
+            return operation()
+        except StorageUnreachable:
+            wait = pause * random.uniform(0.5, 1.5)  # many workers must not come back at once
+            if time.monotonic() + wait > deadline:
+                raise
+            time.sleep(wait)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 def exists(path: str) -> bool:
@@ -134,13 +189,13 @@ def remove_tree(path: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str) -> Iterator[IO[bytes]]:
+def atomic_write(path: str, durable: bool = True) -> Iterator[IO[bytes]]:
     """Open for binary writing; the file appears under its name only when the block ends without an error.
 
     Raises DataError when the place does not exist or may not be written.
     """
     if is_local(path):
-        with _errors_named(path), _atomic_local(Path(path.removeprefix("file://"))) as file:
+        with _errors_named(path), _atomic_local(Path(path.removeprefix("file://")), durable) as file:
             yield file
         return
     with _errors_named(path):
@@ -148,26 +203,30 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
         file = fs.open(inner, "wb")
         try:
             yield file
+            file.close()
         except BaseException:
-            file.discard()  # aborts the multipart upload: nothing of it may become visible or be billed
+            with contextlib.suppress(Exception):  # the storage may be gone; abort_uploads cleans up then
+                file.discard()  # aborts the multipart upload: nothing of it may become visible or be billed
+            file.closed = True  # else the garbage collector would try to finish the upload
             raise
-        file.close()
 
 
 @contextlib.contextmanager
-def _atomic_local(path: Path) -> Iterator[IO[bytes]]:
+def _atomic_local(path: Path, durable: bool) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _fsync_folder(path.parent)
+    if durable:
+        _fsync_folder(path.parent)
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -178,7 +237,54 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: str, data: bytes) -> None:
-    """Write a whole file atomically."""
-    with atomic_write(path) as file:
+def write_bytes(path: str, data: bytes, durable: bool = True) -> None:
+    """Write a whole file atomically; not `durable` spares the disk an fsync where only a crash of the machine would lose the file."""
+    with atomic_write(path, durable) as file:
         file.write(data)
+
+
+def create(path: str, data: bytes) -> bool:
+    """Write a small file unless one of this name exists; False when it does. Of several processes that try at once, one succeeds."""
+    with _errors_named(path):
+        if is_local(path):
+            return _created_locally(Path(path.removeprefix("file://")), data)
+        fs, inner = filesystem(path)
+        try:
+            fs.pipe_file(inner, data, mode="create")  # S3: If-None-Match
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if "PreconditionFailed" not in str(error) and "pre-conditions" not in str(error):
+                raise
+            return False
+        return True
+
+
+def _created_locally(path: Path, data: bytes) -> bool:
+    """A hard link to a complete file: unlike O_EXCL it never shows a file that is still empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def abort_uploads(folder: str) -> int:
+    """Abort multipart uploads that were begun below an s3:// folder and never finished (they are billed until then); returns how many.
+
+    Only for who holds the folder: an upload in work is not told from one whose process died.
+    """
+    if not folder.startswith(("s3://", "s3a://")):
+        return 0
+    with _errors_named(folder):
+        fs, inner = filesystem(folder)
+        bucket, _, prefix = inner.partition("/")
+        uploads = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix.rstrip('/')}/" if prefix else "").get("Uploads", [])
+        for upload in uploads:  # a call lists up to 1,000; more would need a thousand workers killed at once
+            fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        return len(uploads)

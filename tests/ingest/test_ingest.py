@@ -226,7 +226,7 @@ def test_a_killed_worker_is_noticed_and_the_run_goes_on_by_itself(tmp_path: Path
     with running(config, tmp_path / "run") as process:
         progress = []
         while not any(shard.worker for shard in progress):
-            progress = [shard for folder in (tmp_path / "run" / "ingest").glob("*/progress") for shard in read_all(folder)]
+            progress = [shard for folder in (tmp_path / "run" / "ingest").glob("*/spool/progress") for shard in read_all(str(folder))]
             time.sleep(0.05)
         os.kill(next(shard.worker for shard in progress if shard.worker), signal.SIGKILL)
         _, errors = process.communicate(timeout=90)
