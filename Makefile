@@ -17,7 +17,7 @@ install: $(STAMP)  ## set up .venv (about 7 GB with torch)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,spark,ray]'
 	touch $(STAMP)
 
 demo: $(STAMP)  ## pictures -> shards -> training -> report, about 10 minutes on 2 cores

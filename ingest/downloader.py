@@ -9,10 +9,10 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 COLUMNS = ("uid", "captions", "source", "url")
 SHARD_DIGITS = 5
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 class ShardFailed(Exception):
@@ -141,25 +142,24 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
         name = shard_name(row[0])
         progress = ShardProgress(name, os.getpid())
         with progress.reported(self.spool.progress):
-            held = storage.patiently(
-                lambda: lease.claim(self.spool.lease(name), self.config.engine.lease_s, self.holders_are_dead), self.config.engine.storage_patience_s
-            )
+            engine = self.config.engine
+            held = lease.claim(self.spool.lease(name), engine.lease_s, engine.storage_patience_s, self.holders_are_dead)
             with held:
-                if not storage.patiently(partial(published.is_done, self.config.output, name), self.config.engine.storage_patience_s):
+                if not self._patiently(partial(published.is_done, self.config.output, name)):
                     self._fetch_and_publish(name, row, held, progress)
                 held.check()
-            lease.release(held.folder)
+            lease.release(held)
 
     def _fetch_and_publish(self, name: str, row: tuple[int, str], held: Lease, progress: ShardProgress) -> None:
-        rows = storage.patiently(lambda: _read_rows(row[1]), self.config.engine.storage_patience_s)
+        rows = self._patiently(lambda: _read_rows(row[1]))
         with journal.open_journal(self.spool.journal(name), held.generation, self.config.engine.storage_patience_s) as kept:
             progress.outcomes.update(facts["outcome"] for facts in kept.facts.values())
             finished = asyncio.run(_ShardFetch(self.config, self.resizer, self.spool, rows, kept, held, progress).run())
             if not finished:
                 return
             self._publish(name, row[0], rows, kept, held)
-            kept.discard()
-        storage.remove(row[1])
+            self._patiently(kept.discard)
+        self._patiently(lambda: storage.remove(row[1]))
 
     def _publish(self, name: str, shard_id: int, rows: list[Row], kept: Journal, held: Lease) -> None:
         digits = math.ceil(math.log10(max(self.number_sample_per_shard, 2)))
@@ -169,9 +169,12 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
         if any(row["outcome"] == Outcome.SUCCESS for row in table):
             source = "+".join(sorted({row["source"] for row in table}))
             path = layout.tar_path(self.config.output, name)
-            entry = storage.patiently(lambda: write_shard(path, _samples(table, kept, held), source), self.config.engine.storage_patience_s)
+            entry = self._patiently(lambda: write_shard(path, _samples(table, kept, held), source))
         held.check()
-        storage.patiently(lambda: published.write(self.config.output, name, table, entry), self.config.engine.storage_patience_s)
+        self._patiently(lambda: published.write(self.config.output, name, table, entry))
+
+    def _patiently(self, operation: Callable[[], T]) -> T:
+        return storage.patiently(operation, self.config.engine.storage_patience_s)
 
 
 def _read_rows(path: str) -> list[Row]:

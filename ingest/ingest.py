@@ -137,11 +137,11 @@ def _leased(config: IngestConfig, work_folder: WorkFolder) -> Iterator[None]:
     ours = work_folder.output_generation.exists() and work_folder.output_generation.read_text() == str(before)
     if before is not None and not ours:
         log.info("ingest: %s is or was in use by another process; waiting %.0f s for a sign of life", config.output, config.engine.lease_s)
-    with lease.claim(folder, config.engine.lease_s, holder_is_dead=ours) as held:
+    with lease.claim(folder, config.engine.lease_s, config.engine.storage_patience_s, holder_is_dead=ours) as held:
         storage.write_bytes(str(work_folder.output_generation), str(held.generation).encode())
         yield
         held.check()
-    lease.release(folder)
+    lease.release(held)
 
 
 def _published_dataset(output: str, mark: str) -> manifest.Manifest | None:

@@ -24,8 +24,8 @@ class LeaseLost(AlbefError):
 class Lease:
     """Held from `claim` to the end of the `with` block, which raises the counter; `check` before anything that others will see."""
 
-    def __init__(self, folder: str, generation: int, lease_s: float) -> None:
-        self.folder, self.generation, self.lease_s = folder, generation, lease_s
+    def __init__(self, folder: str, generation: int, lease_s: float, patience_s: float = 0.0) -> None:
+        self.folder, self.generation, self.lease_s, self.patience_s = folder, generation, lease_s, patience_s
         self.lost = False  # as far as the last beat knew
         self._holder = uuid.uuid4().hex
         self._over = threading.Event()
@@ -40,8 +40,8 @@ class Lease:
         self._thread.join()
 
     def check(self) -> None:
-        """Raises LeaseLost when somebody else has it now."""
-        if highest(self.folder) != self.generation:
+        """Raises LeaseLost when somebody else has it now, StorageUnreachable when that cannot be told for `patience_s` seconds."""
+        if storage.patiently(lambda: highest(self.folder), self.patience_s) != self.generation:
             raise LeaseLost(f"{self.folder}: another worker took over generation {self.generation}, so this one gives up")
 
     def _beat(self) -> None:
@@ -54,19 +54,27 @@ class Lease:
                     storage.write_bytes(_path(self.folder, self.generation), f"{self._holder} {count}".encode())
 
 
-def claim(folder: str, lease_s: float, holder_is_dead: bool = False) -> Lease:
-    """Wait for the lease and take it; `holder_is_dead` says that the caller knows of no living holder, so nobody is waited for."""
+def claim(folder: str, lease_s: float, patience_s: float = 0.0, holder_is_dead: bool = False) -> Lease:
+    """Wait for the lease and take it.
+
+    `holder_is_dead` says that the caller knows of no living holder, so nobody is waited for; `patience_s` for how many seconds to try
+    again while the storage does not answer.
+    """
+    return storage.patiently(lambda: _claim(folder, lease_s, patience_s, holder_is_dead), patience_s)
+
+
+def _claim(folder: str, lease_s: float, patience_s: float, holder_is_dead: bool) -> Lease:
     while True:
         generation = highest(folder)
         if generation is not None and not holder_is_dead:
             _wait_while_alive(folder, generation, lease_s)
         if storage.create(_path(folder, (generation or 0) + 1), uuid.uuid4().hex.encode()):
-            return Lease(folder, (generation or 0) + 1, lease_s)
+            return Lease(folder, (generation or 0) + 1, lease_s, patience_s)
 
 
-def release(folder: str) -> None:
-    """Remove every generation; only after the work is done, and by the holder."""
-    storage.remove_tree(folder)
+def release(held: Lease) -> None:
+    """Remove every generation; by the holder, after its `with` block: the work is done, or others may do it."""
+    storage.patiently(lambda: storage.remove_tree(held.folder), held.patience_s)
 
 
 def highest(folder: str) -> int | None:

@@ -39,14 +39,26 @@ def join(path: str, *parts: str) -> str:
 
 
 @functools.cache
-def _bound_s3_retries() -> None:
-    """Botocore asks 5 times with 15 s each and s3fs 5 times around that: a store that accepts and never answers would hold a caller for 6 minutes."""
-    fsspec.config.conf.setdefault("s3", {}).setdefault("config_kwargs", {"retries": {"total_max_attempts": S3_ATTEMPTS, "mode": "standard"}})
+def _bound_s3_waiting() -> None:
+    """Let no caller wait for ever for a store that accepts connections and never answers.
+
+    Botocore asks 5 times with 15 s each and s3fs 5 times around that. And a PUT first waits for `100 Continue`, for which aiohttp has no
+    time-out at all: without the Expect header the time-out for reading covers it.
+    """
+    from aiobotocore.session import AioSession
+    from botocore.handlers import add_expect_header
+
+    session = AioSession()
+    session.unregister("before-call.s3", add_expect_header)
+    defaults = fsspec.config.conf.setdefault("s3", {})
+    defaults.setdefault("config_kwargs", {"retries": {"total_max_attempts": S3_ATTEMPTS, "mode": "standard"}})
+    defaults.setdefault("session", session)
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of `path` and the path inside it."""
-    _bound_s3_retries()
+    if path.startswith(("s3://", "s3a://")):
+        _bound_s3_waiting()
     try:
         fs, inner = url_to_fs(path)
     except (ValueError, ImportError) as error:

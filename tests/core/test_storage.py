@@ -1,11 +1,17 @@
 """Storage: whole files or none, on disk; the same functions serve S3 (tests/shards)."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from wire_proxy import WireProxy
 
 from pipeline.core import storage
-from pipeline.core.errors import DataError
+from pipeline.core.errors import DataError, StorageUnreachable
+from pipeline.core.loopback import free_port
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
@@ -48,3 +54,55 @@ def test_ranges_and_listings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("path", "parts", "joined"), [("s3://b/", ("x", "/y"), "s3://b/x/y"), ("/", ("a",), "/a"), ("a/b", ("c",), "a/b/c")])
 def test_join_never_doubles_a_slash(path: str, parts: tuple[str, ...], joined: str) -> None:
     assert storage.join(path, *parts) == joined
+
+
+@pytest.mark.slow
+def test_a_store_that_stops_answering_is_asked_again_and_nobody_waits_for_ever(s3_bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    with WireProxy(urlsplit(s3_endpoint).port or 0) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        storage.write_bytes(f"{s3_bucket}/before", b"x")
+        for use in (lambda: storage.exists(f"{s3_bucket}/before"), lambda: storage.write_bytes(f"{s3_bucket}/after", b"y")):
+            proxy.hang()
+            waking = threading.Timer(3, proxy.revive)
+            waking.start()
+            use()  # the suite's time-out of 300 s is what fails here
+            waking.join()
+
+
+def test_a_store_that_is_away_is_told_from_a_mistake(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    with pytest.raises(DataError) as missing:
+        storage.read_bytes(f"{s3_bucket}/nothing")
+    assert not isinstance(missing.value, StorageUnreachable)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    s3fs.S3FileSystem.clear_instance_cache()
+    calls: list[float] = []
+
+    def ask() -> bytes:
+        calls.append(time.monotonic())
+        return storage.read_bytes(f"{s3_bucket}/nothing")
+
+    with pytest.raises(StorageUnreachable, match="cannot be reached"):
+        storage.patiently(ask, 2.0)
+    assert len(calls) > 1
+    assert calls[-1] - calls[0] < 2.0 + 5.0
+
+
+def test_of_those_who_create_a_file_at_once_one_succeeds(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        created = list(pool.map(lambda number: storage.create(str(tmp_path / "x"), str(number).encode()), range(8)))
+    assert created.count(True) == 1
+    assert (tmp_path / "x").read_bytes() == str(created.index(True)).encode()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_unfinished_uploads_below_a_folder_are_aborted_and_no_others(s3_bucket: str) -> None:
+    fs, bucket = storage.filesystem(s3_bucket)
+    for key in ("set/00000.tar", "set/index/00000", "settings/00000.tar"):
+        fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+    assert storage.abort_uploads(f"{s3_bucket}/set/") == 2
+    assert [upload["Key"] for upload in fs.call_s3("list_multipart_uploads", Bucket=bucket)["Uploads"]] == ["settings/00000.tar"]

@@ -83,7 +83,7 @@ class Web:
             writer.close()
 
     async def _answer(self, path: str, writer: asyncio.StreamWriter) -> None:
-        kind, _, rest = path.partition("/")
+        kind, _, rest = path.partition("?")[0].partition("/")
         number = int(rest) if rest.isdigit() else 0
         picture = jpeg_bytes(number) if kind in ("good", "truncated", "longer", "noai", "mirror") else b""
         if kind == "slow":  # never idle for long, never done

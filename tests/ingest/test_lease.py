@@ -37,7 +37,7 @@ def test_a_living_holder_is_waited_for_and_then_the_next_one_has_it(folder: str)
         time.sleep(3 * LEASE_S)
         first.check()
         order.append("first done")
-    lease.release(folder)
+    lease.release(first)
     thread.join(20)
     assert order == ["first done", "second"]
 
@@ -48,7 +48,7 @@ def test_a_silent_holder_loses_it_and_notices(folder: str) -> None:
         heir.check()
         with pytest.raises(LeaseLost, match="another worker took over"):
             silent.check()
-    lease.release(folder)
+    lease.release(heir)
     with pytest.raises(LeaseLost):
         silent.check()
 
