@@ -67,6 +67,37 @@ class EngineConfig(Section):
     lease_s: float = Field(default=30.0, gt=0, description="seconds without a sign of life after which another worker may take a shard over")
 
 
+class CaptionConfig(Section):
+    """Which captions are kept: lengths of the normalised caption, ends included. A row that keeps none is rejected."""
+
+    min_words: int = Field(default=1, ge=1, description="captions with fewer words, as white space parts them, are dropped (too_few_words)")
+    max_words: int | None = Field(default=None, ge=1, description="captions with more words are dropped (too_many_words)")
+    min_characters: int = Field(default=1, ge=1, description="captions with fewer characters are dropped (too_few_characters)")
+    max_characters: int | None = Field(default=None, ge=1, description="captions with more characters are dropped (too_many_characters)")
+    max_repeats: int | None = Field(
+        default=None, ge=1, description="a caption that more rows of all lists together have, to the letter, is dropped from each of them (repeated_caption)"
+    )
+
+
+class ColumnFilter(Section):
+    """What a row's value in a further column of its list must be, such as a CLIP score, an NSFW mark or a language."""
+
+    column: str = Field(description="the column's name")
+    min: float | None = Field(default=None, description="rows with a smaller number are rejected (<column>_too_low)")
+    max: float | None = Field(default=None, description="rows with a larger number are rejected (<column>_too_high)")
+    any_of: list[str] | None = Field(default=None, min_length=1, description="rows with another value, written as text, are rejected (<column>_unwanted)")
+    missing: Literal["keep", "drop"] = Field(
+        default="keep", description="rows without the column, or with null or NaN in it: kept, or rejected (<column>_missing)"
+    )
+
+
+class FilterConfig(Section):
+    """Which rows of the lists become pictures of the dataset; every row that does not is in rejected.parquet with its reason."""
+
+    captions: CaptionConfig = Field(default=CaptionConfig(), description="which captions are kept")
+    columns: list[ColumnFilter] = Field(default=[], description="what further columns must say, in the order they are asked")
+
+
 class SourceConfig(Section):
     """One list of picture URLs with captions."""
 
@@ -93,6 +124,7 @@ class IngestConfig(Section):
     success_floor: float = Field(
         default=0.0, ge=0, le=1, description="share of pictures, 0 to 1, that must succeed; below it ingest publishes and exits with 3"
     )
+    filters: FilterConfig = Field(default=FilterConfig(), description="which rows of the lists become pictures")
     store: StoreConfig = Field(default=StoreConfig(), description="which pictures are kept, and how they are stored")
     fetch: FetchConfig = Field(default=FetchConfig(), description="how the web is asked")
     engine: EngineConfig = Field(default=EngineConfig(), description="who does the work")

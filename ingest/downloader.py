@@ -22,6 +22,7 @@ from ingest.fetch import Fetched, Fetcher
 from ingest.journal import Journal
 from ingest.lease import Lease, LeaseLost
 from ingest.outcomes import Ended, Outcome
+from ingest.pair_table import COLUMNS
 from ingest.progress import ShardProgress
 from ingest.spool import Spool
 from pipeline.core import storage
@@ -51,7 +52,6 @@ with _without_torch():  # the wandb, albumentations and pandas this drags in tak
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("uid", "captions", "source", "url")
 SHARD_DIGITS = 5
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -191,7 +191,8 @@ def _samples(table: list[Row], kept: Journal, held: Lease) -> Iterator[SampleToW
     wanted = ("key", "uid", "url", "source", "sha256", "width", "height", "original_width", "original_height")
     for index, row in enumerate(table):
         if row["outcome"] == Outcome.SUCCESS:
-            yield SampleToWrite(row["key"], kept.picture(index), "jpg", tuple(row["captions"]), {name: row[name] for name in wanted})
+            known = json.loads(row["extra"] or "{}") | {name: row[name] for name in wanted}  # what ingest says of a picture is not overruled by a list
+            yield SampleToWrite(row["key"], kept.picture(index), "jpg", tuple(row["captions"]), known)
     held.check()
 
 

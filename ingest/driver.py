@@ -47,6 +47,7 @@ def main(job_path: str) -> None:
 
 def _distribute(job: Job) -> None:
     from ingest import clusters, downloader
+    from ingest.pair_table import COLUMNS
 
     config, spool = IngestConfig.model_validate(job.config), Spool(job.spool)
     with clusters.DISTRIBUTORS[config.engine.distributor](config.engine) as distribute:
@@ -59,7 +60,7 @@ def _distribute(job: Job) -> None:
             caption_col=None,  # a list of captions is an extra column to img2dataset
             verify_hash_col=None,
             verify_hash_type=None,
-            save_additional_columns=[column for column in downloader.COLUMNS if column != "url"],
+            save_additional_columns=[column for column in COLUMNS if column != "url"],
             number_sample_per_shard=config.samples_per_shard,
             done_shards=set(job.done_shards),
             tmp_path=spool.rows,

@@ -6,18 +6,20 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ingest import engine, lease, pair_table, published
 from ingest.config import IngestConfig, SourceConfig
 from ingest.display import summary
 from ingest.outcomes import Outcome
-from ingest.pair_table import RowCounts
+from ingest.pair import Row
 from ingest.published import PublishedShard
+from ingest.row_counts import RowCounts
+from ingest.sources import SOURCES
 from ingest.work_folder import WorkFolder
 from pipeline.core import stopping, storage
 from pipeline.core.errors import AlbefError, BelowFloor, DataError, Stopped, StorageUnreachable
@@ -29,7 +31,7 @@ log = logging.getLogger(__name__)
 Result = dict[str, Any]
 RECORD = "ingest.json"  # in the dataset folder: which lists and settings it is made from
 # What decides which sample lies where and what its bytes are; everything else may change between two starts.
-SETTINGS_OF_THE_DATA = ("samples_per_shard", "store")
+SETTINGS_OF_THE_DATA = ("samples_per_shard", "filters", "store")
 HASH_BLOCK_BYTES = 2**20
 
 
@@ -60,7 +62,7 @@ def run(config: IngestConfig, run_folder: Path) -> Result:
 
 
 def _build(config: IngestConfig, mark: str, work_folder: WorkFolder, run_folder: Path) -> manifest.Manifest:
-    counts = _pair_table(config, work_folder)
+    counts = _pair_table(config, work_folder, run_folder)
     log.info("ingest: %d rows, %d pictures with %d captions, rejected %s", counts.rows, counts.pictures, counts.captions, counts.rejected or "none")
     stopping.raise_if_stopping(run_folder)
     spool = engine.spool_of(config, work_folder, mark)
@@ -151,10 +153,20 @@ def _published_dataset(output: str, mark: str) -> manifest.Manifest | None:
     return found if found.config.get("fingerprint") == mark else None
 
 
-def _pair_table(config: IngestConfig, work_folder: WorkFolder) -> RowCounts:
+class _Listed(NamedTuple):
+    """A list as the pair table asks for it."""
+
+    label: str
+    rows: Callable[[], Iterator[Row]]
+
+
+def _pair_table(config: IngestConfig, work_folder: WorkFolder, run_folder: Path) -> RowCounts:
     if work_folder.counts.exists():
-        return RowCounts(**json.loads(work_folder.counts.read_bytes()))
-    counts = pair_table.build(config.sources, str(work_folder.pair_table), str(work_folder.rejected))
+        return RowCounts.from_json(json.loads(work_folder.counts.read_bytes()))
+    sources = [_Listed(source.label, partial(SOURCES[source.type], source)) for source in config.sources]
+    table, rejected = str(work_folder.pair_table), str(work_folder.rejected)
+    between = partial(stopping.raise_if_stopping, run_folder)
+    counts = pair_table.build(sources, config.filters, config.samples_per_shard, table, rejected, work_folder.pair_table_scratch, between)
     storage.write_bytes(str(work_folder.counts), json.dumps(asdict(counts)).encode())
     return counts
 

@@ -60,6 +60,6 @@ def table(rows: Sequence[dict[str, Any]]) -> "pa.Table":
     import pyarrow as pa
 
     text, whole = pa.string(), pa.int64()
-    columns = {"key": text, "uid": text, "url": text, "source": text, "outcome": text, "http_status": pa.int32(), "bytes": whole}
+    columns = {"key": text, "uid": text, "url": text, "source": text, "extra": text, "outcome": text, "http_status": pa.int32(), "bytes": whole}
     columns |= {"sha256": text, "attempts": pa.int32(), "latency_s": pa.float32(), "detail": text}
     return pa.Table.from_pylist(list(rows), schema=pa.schema(list(columns.items())))

@@ -30,6 +30,7 @@ class Pair:
     captions: tuple[str, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
     member: Member | None = None
+    row: int = field(default=0, compare=False)  # counts from 1 in the file, as a rejected row's does; 0: as many as the source has given
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,19 @@ def row_of(number: int, url: object, captions: object, extra: Mapping[str, Any] 
     """A pair when the URL is a non-empty string and the captions are one non-empty string or a list with at least one."""
     if not isinstance(url, str) or not url.strip():
         return RejectedRow(number, "no_url", str(url)[:TEXT_LIMIT])
-    texts = [captions] if isinstance(captions, str) else captions if isinstance(captions, list | tuple) else []
-    kept = tuple(text for text in texts if isinstance(text, str) and text.strip())
+    texts = (captions,) if isinstance(captions, str) else captions if isinstance(captions, list | tuple) else ()
+    kept = tuple([text for text in texts if isinstance(text, str) and text.strip()])
     if not kept:
         return RejectedRow(number, "no_caption", url[:TEXT_LIMIT])
-    if not all(_is_unicode(text) for text in (url, *kept)):
+    if not _is_unicode("".join((url, *kept))):
         return RejectedRow(number, "not_unicode", repr(url)[:TEXT_LIMIT])
-    return Pair(url, kept, extra or {}, member)
+    return Pair(url, kept, extra or {}, member, number)
 
 
 def _is_unicode(text: str) -> bool:
     r"""JSON can spell half a surrogate pair ("\ud83d"), which no file in UTF-8 can hold."""
+    if text.isascii():  # known without looking
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,6 +1,7 @@
 """The folder of one ingest on the machine that runs the command; what its workers share lies in the spool (ingest/spool.py).
 
-pair_table.parquet, rejected.parquet, counts.json   the lists, read (counts.json last)
+pair_table/, rejected.parquet, counts.json          the lists, read (counts.json last)
+pair_table.tmp/                                     rows on their way into the pair table
 job.json, failure.json                              what the engine is to do, and why it could not
 engine.log                                          what the engine and its libraries print
 output_generation                                   the lease on a dataset on S3 that the last start held
@@ -18,7 +19,11 @@ class WorkFolder:
 
     @property
     def pair_table(self) -> Path:
-        return self.folder / "pair_table.parquet"
+        return self.folder / "pair_table"
+
+    @property
+    def pair_table_scratch(self) -> Path:
+        return self.folder / "pair_table.tmp"
 
     @property
     def rejected(self) -> Path:

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest import ingest
-from ingest.config import IngestConfig
+from ingest.config import IngestConfig, SourceConfig
+from ingest.pair import Row, row_of
 from ingest.progress import read_all
+from ingest.sources import SOURCES
 from pipeline.core import storage
 from pipeline.core.errors import BelowFloor, DataError, Stopped, UserError
 from pipeline.core.run_directory import RunDirectory
@@ -110,7 +112,8 @@ def test_every_row_of_a_hostile_list_ends_in_one_outcome_and_the_good_ones_in_ta
     config = listed(rows)
     result = ingest.run(config, tmp_path / "run")
 
-    assert result["rows"] == {"rows": 43, "pictures": 41, "merged": 1, "captions": 72, "rejected": {"no_caption": 1}}
+    counted = {"rows": 43, "pictures": 41, "merged": 1, "captions": 72, "rejected": {"no_caption": 1}}
+    assert {name: result["rows"][name] for name in counted} == counted
     assert sum(result["outcomes"].values()) == 41
     assert result["outcomes"]["success"] == result["samples"] == 30
     found = {row["url"].removeprefix(web.base + "/"): row for row in outcome_rows(tmp_path / "dataset")}
@@ -138,6 +141,23 @@ def test_every_row_of_a_hostile_list_ends_in_one_outcome_and_the_good_ones_in_ta
     with pytest.raises(DataError, match="made from other lists"):
         ingest.run(listed(rows[1:]), tmp_path / "run")
     assert tar_hashes(tmp_path / "dataset") == {f"{shard.name}.tar": shard.sha256 for shard in read_manifest(config.output).shards}
+
+
+def test_further_columns_reach_the_samples_json_and_the_outcome_table(
+    tmp_path: Path, listed: Callable[..., IngestConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_columns(source: SourceConfig) -> Iterator[Row]:
+        for number, line in enumerate(Path(source.path).read_text().splitlines(), start=1):
+            row = json.loads(line)
+            yield row_of(number, row["url"], row["caption"], {"clip": number / 10, "width": "the list's"})
+
+    monkeypatch.setitem(SOURCES, "jsonl", with_columns)
+    config = listed(good_rows(3), filters={"columns": [{"column": "clip", "min": 0.2}]})
+    result = ingest.run(config, tmp_path / "run")
+    assert result["rows"]["rejected"] == {"clip_too_low": 1}
+    dataset = Dataset.open(config.output)
+    assert [(sample.metadata["clip"], sample.metadata["width"]) for sample in map(dataset.read, range(2))] == [(0.2, 96), (0.3, 96)]
+    assert [json.loads(row["extra"])["clip"] for row in outcome_rows(tmp_path / "dataset")] == [0.2, 0.3]
 
 
 @pytest.mark.parametrize("kill", [pytest.param(os.kill, id="parent_alone"), pytest.param(os.killpg, id="whole_group", marks=pytest.mark.slow)])
