@@ -1,9 +1,11 @@
 """Rows of one picture become one: later rows travel to where the first is written."""
 
 import contextlib
+import heapq
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RANGES = 64  # the later rows of one range of first rows are in memory at a time
+ROWS_AT_A_TIME = 5_000
 
 
 def as_json(extra: Mapping[str, Any]) -> str:
@@ -48,7 +51,7 @@ class LaterRows:
         self._chunks_per_range = -(-len(rows.chunks) // RANGES)
         self._writers: dict[int, Any] = {}
         self._files = contextlib.ExitStack()
-        self._range: tuple[int, pa.Table] | None = None
+        self._range: _Range | None = None
 
     def __enter__(self) -> "LaterRows":
         return self
@@ -81,16 +84,19 @@ class LaterRows:
         import pyarrow.compute as pc
 
         self._files.close()  # all are written now
-        table, later = chunk.read(), self._later(chunk)
-        together = np.unique(later["first"].to_numpy()) - chunk.start
+        table = chunk.read()
+        firsts_of_later, later = self._later(chunk)
+        together = np.unique(firsts_of_later) - chunk.start
         alone = distances == 0
         alone[together] = False
         rest = table.filter(pa.array(alone))
         counts[chunk.source].captions += pc.sum(pc.list_value_length(rest["captions"])).as_py() or 0
         if not len(together):
             return rest
-        rows = [row | {"first": chunk.start + at, "source": chunk.source} for at, row in zip(together.tolist(), table.take(together).to_pylist(), strict=True)]
-        merged = [_merge_and_count(list(group), counts) for _, group in groupby(_interleaved(rows, later.to_pylist()), key=lambda row: row["first"])]
+        firsts = ({"first": chunk.start + at, "source": chunk.source} for at in together.tolist())
+        first_rows = (named | row for named, row in zip(firsts, _rows(table, together), strict=True))
+        in_order = heapq.merge(first_rows, later, key=_first)  # of equals, the first row before the later ones
+        merged = [_merge_and_count(list(group), counts) for _, group in groupby(in_order, key=_first)]
         order = np.argsort(np.concatenate([np.flatnonzero(alone), together]))
         return pa.concat_tables([rest, pa.Table.from_pylist(merged, schema=schema())]).take(order)
 
@@ -102,32 +108,52 @@ class LaterRows:
             self._writers[number] = self._files.enter_context(pa.ipc.new_stream(file, schema_with_first))
         return self._writers[number]
 
-    def _later(self, chunk: Chunk) -> "pa.Table":
-        """The later rows whose first is in this chunk, sorted by it and then in the order of the lists."""
+    def _later(self, chunk: Chunk) -> tuple["np.ndarray", Iterator[dict[str, Any]]]:
+        """The later rows whose first is in this chunk: the numbers of the first rows, and the rows, sorted by it and then in the order of the lists."""
         import numpy as np
 
         number = int(np.searchsorted(self._starts, chunk.start)) // self._chunks_per_range
-        if self._range is None or self._range[0] != number:
-            self._range = (number, self._read_range(number))
-        table = self._range[1]
-        begin, end = np.searchsorted(table["first"].to_numpy(), [chunk.start, chunk.stop])
-        return table.slice(begin, end - begin)
+        if self._range is None or self._range.number != number:
+            self._range = None  # before the next one is read
+            self._range = _Range(number, *self._read_range(number))
+        begin, end = np.searchsorted(self._range.firsts, [chunk.start, chunk.stop])
+        return self._range.firsts[begin:end], _rows(self._range.table, self._range.order[begin:end])
 
-    def _read_range(self, number: int) -> "pa.Table":
+    def _read_range(self, number: int) -> tuple["pa.Table", "np.ndarray", "np.ndarray"]:
         import numpy as np
         import pyarrow as pa
 
         path = self._folder / f"{number:02d}.arrow"
         if not path.exists():
-            return pa.schema([*schema(), ("first", pa.int64()), ("source", pa.int64())]).empty_table()
+            nothing = np.empty(0, np.int64)
+            return schema().empty_table(), nothing, nothing
         with pa.OSFile(str(path), "rb") as file:
             table = pa.ipc.open_stream(file).read_all().combine_chunks()
         path.unlink()
-        return table.take(np.argsort(table["first"].to_numpy(), kind="stable"))  # they were written in the order of the lists
+        firsts = table["first"].to_numpy()
+        order = np.argsort(firsts, kind="stable")  # they were written in the order of the lists
+        return table, order, firsts[order]
 
 
-def _interleaved(firsts: list[dict[str, Any]], later: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(firsts + later, key=lambda row: row["first"])  # stable: the first row stays before the later ones
+@dataclass(frozen=True)
+class _Range:
+    """Later rows of one range as they were written; `order` sorts them by their first row, whose numbers, sorted, are `firsts`."""
+
+    number: int
+    table: "pa.Table"
+    order: "np.ndarray"
+    firsts: "np.ndarray"
+
+
+def _rows(table: "pa.Table", at: "np.ndarray") -> Iterator[dict[str, Any]]:
+    """The rows at these places, in that order; few at a time are Python objects, which take many times the space."""
+    for begin in range(0, len(at), ROWS_AT_A_TIME):
+        yield from table.take(at[begin : begin + ROWS_AT_A_TIME]).to_pylist()
+
+
+def _first(row: dict[str, Any]) -> int:
+    first: int = row["first"]
+    return first
 
 
 def _merge_and_count(rows: list[dict[str, Any]], counts: Sequence[SourceCounts]) -> dict[str, Any]:

@@ -49,8 +49,17 @@ def rejected_rows(path: str, labels: Sequence[str], counts: Sequence[SourceCount
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    _remove_leftovers(path)
     schema = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("text", pa.string())])
     with storage.atomic_write(path) as file, pq.ParquetWriter(file, schema) as writer:
         rows = RejectedRows(writer, schema, labels, counts)
         yield rows
         rows.flush()
+
+
+def _remove_leftovers(path: str) -> None:
+    """What a killed build had begun to write beside its place."""
+    folder, _, name = path.rpartition("/")
+    for found in storage.list_files(folder or "."):
+        if found.startswith(f".{name}.") and found.endswith(".tmp"):
+            storage.remove(storage.join(folder or ".", found))

@@ -1,7 +1,12 @@
 """A picture is one row with all its captions, and no row of a list is lost."""
 
+import contextlib
 import json
+import os
 import random
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import captions, filters, pair_table, parts
+from ingest import captions, filters, merging, pair_table, parts
 from ingest.config import CaptionConfig, FilterConfig
 from ingest.pair import Member, Pair, RejectedRow, Row, row_of
 from ingest.pair_table import COLUMNS, build, member_of
@@ -106,6 +111,7 @@ def checked(folder: Path, *sources: Listed, asked: FilterConfig = PLAIN, samples
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few hundred rows then take the way that a few hundred million take."""
     monkeypatch.setattr(pair_table, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(merging, "ROWS_AT_A_TIME", 3)
     monkeypatch.setattr(parts, "PART_ROWS", 25)
 
 
@@ -304,3 +310,46 @@ def test_a_build_that_was_stopped_anywhere_starts_again_and_nothing_of_it_is_lef
             assert not (tmp_path / "scratch").exists()
     assert stops > 30, "every chunk of every pass is a place to stop"
     assert [row for path in sorted((tmp_path / "table").iterdir()) for row in pq.read_table(path).to_pylist()] == expected
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from ingest import pair_table, parts
+from ingest.config import CaptionConfig, FilterConfig
+from tests.ingest.test_pair_table import Listed, many_rows
+
+pair_table.CHUNK_ROWS, parts.PART_ROWS = 50, 100
+asked, folder = FilterConfig(captions=CaptionConfig(max_repeats=2)), Path(sys.argv[1])
+print("go", flush=True)
+pair_table.build([Listed("a", many_rows(6, 3000, 900))], asked, 10, str(folder / "table"), str(folder / "rejected.parquet"), folder / "scratch")
+"""
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_build_killed_at_any_moment_is_built_again_as_if_it_had_never_run(tmp_path: Path) -> None:
+    def build_killed_after(seconds: float | None) -> bool:
+        """Whether it was killed before it was done."""
+        root = Path(__file__).parents[2]
+        command = [sys.executable, "-c", BUILD, str(tmp_path / "killed")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"go\n"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(seconds) != 0
+            process.kill()
+            return True
+
+    (tmp_path / "killed").mkdir()
+    started = time.monotonic()
+    assert not build_killed_after(None)
+    whole, took = files_of(tmp_path / "killed"), time.monotonic() - started
+    assert any(name.startswith("table/000003") for name in whole)
+    killed = [build_killed_after(took * share / 8) for share in range(1, 8)]
+    assert any(killed)
+    assert not build_killed_after(None)
+    assert files_of(tmp_path / "killed") == whole
