@@ -1,5 +1,6 @@
 """One row of a list as the sources hand it over: a picture's address with its captions, or the reason it cannot be used."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,28 +10,32 @@ from typing import Any
 class Member:
     """Where a picture lies in an archive the user has (zip or tar, local or s3://): nothing is downloaded from its URL then.
 
-    `offset` and `size` are of its data as stored, in bytes; `deflated` says that they are to be inflated (zip method 8).
+    `size` is of its data as stored, in bytes; `deflated` says that they are to be inflated (zip method 8). `crc32` is what a zip says of the
+    inflated data, None in a tar. `offset` is where the data begin in a tar, and where the local header before them begins in a zip, since only
+    that header tells how long it is.
     """
 
     archive: str
     offset: int
     size: int
     deflated: bool = False
+    crc32: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Pair:
     """A picture's URL as the list has it, and its captions in the list's order.
 
     `extra` goes through to the sample's json and to the outcome table, and filters can ask for it: further columns of the list, and what
-    names the picture elsewhere (`coco_id`, `flickr_id`).
+    names the picture elsewhere (`coco_id`, `flickr_id`); its values are what JSON can hold. Nobody changes a pair, but with 14 million of them
+    it is not frozen: that would take four times as long to make.
     """
 
     url: str
     captions: tuple[str, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
     member: Member | None = None
-    row: int = field(default=0, compare=False)  # counts from 1 in the file, as a rejected row's does; 0: as many as the source has given
+    row: int = field(default=0, compare=False)  # counts from 1 in the file, as a rejected row's does
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,11 @@ class RejectedRow:
 
 
 Row = Pair | RejectedRow
+NO_EXTRA: Mapping[str, Any] = {}
 TEXT_LIMIT = 300  # characters of a rejected row that are kept
 
 
-def row_of(number: int, url: object, captions: object, extra: Mapping[str, Any] | None = None, member: Member | None = None) -> Row:
+def row_of(number: int, url: object, captions: object, extra: Mapping[str, Any] = NO_EXTRA, member: Member | None = None) -> Row:
     """A pair when the URL is a non-empty string and the captions are one non-empty string or a list with at least one."""
     if not isinstance(url, str) or not url.strip():
         return RejectedRow(number, "no_url", str(url)[:TEXT_LIMIT])
@@ -54,15 +60,16 @@ def row_of(number: int, url: object, captions: object, extra: Mapping[str, Any] 
     kept = tuple([text for text in texts if isinstance(text, str) and text.strip()])
     if not kept:
         return RejectedRow(number, "no_caption", url[:TEXT_LIMIT])
-    if not _is_unicode("".join((url, *kept))):
-        return RejectedRow(number, "not_unicode", repr(url)[:TEXT_LIMIT])
-    return Pair(url, kept, extra or {}, member, number)
+    for text in (url, *kept):
+        if not (text.isascii() or _is_unicode(text)):
+            return RejectedRow(number, "not_unicode", repr(url)[:TEXT_LIMIT])
+    if extra and not _is_unicode(json.dumps(extra, ensure_ascii=False)):
+        return RejectedRow(number, "not_unicode", repr(extra)[:TEXT_LIMIT])
+    return Pair(url, kept, extra, member, number)
 
 
 def _is_unicode(text: str) -> bool:
     r"""JSON can spell half a surrogate pair ("\ud83d"), which no file in UTF-8 can hold."""
-    if text.isascii():  # known without looking
-        return True
     try:
         text.encode()
     except UnicodeEncodeError:

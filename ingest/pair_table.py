@@ -5,7 +5,7 @@ url       normalised
 captions  those of all rows with this URL, in order, each once
 source    the list that named the picture first
 extra     further columns as a JSON object with sorted keys, or null: those of all rows with this URL, the first value of each
-archive, offset, size, deflated
+archive, offset, size, deflated, crc32
           where the picture lies in an archive, or null: then it is fetched; an archive wins over the web
 
 A folder of parquet files, since img2dataset's Reader loads a file whole. Memory stays bounded whatever the number of rows: they are spilled

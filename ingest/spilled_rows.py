@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 50_000
 # Of an archive's member, the fields of `pair.Member` as columns of the table; all null when the picture is to be fetched.
-MEMBER = {"archive": "string", "offset": "int64", "size": "int64", "deflated": "bool"}
+MEMBER = {"archive": "string", "offset": "int64", "size": "int64", "deflated": "bool", "crc32": "int64"}
 
 
 def schema() -> "pa.Schema":

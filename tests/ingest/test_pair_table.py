@@ -139,7 +139,7 @@ def test_further_columns_are_merged_and_the_first_value_wins(tmp_path: Path) -> 
 
 
 def test_a_place_in_an_archive_wins_over_the_web(tmp_path: Path) -> None:
-    inside, other = Member("/data/vg.zip", 30, 900, deflated=True), Member("/data/other.zip", 1, 2)
+    inside, other = Member("/data/vg.zip", 30, 900, deflated=True, crc32=2**32 - 1), Member("/data/other.zip", 1, 2)
     first = Listed("web", [Pair("http://a.com/1", ("x",)), Pair("http://a.com/2", ("x",))])
     second = Listed("vg", [Pair("http://a.com/1", ("y",), member=inside), Pair("http://a.com/1", ("z",), member=other)])
     _, rows, _ = built(tmp_path, first, second)
