@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help install demo openclipart check test test-slow clean
+.PHONY: help install demo openclipart check test test-slow chaos-ingest clean
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ test: $(STAMP)  ## the quick tests
 
 test-slow: $(STAMP)  ## the tests that need more time
 	$(BIN)/python -m pytest -m slow
+
+chaos-ingest: $(STAMP)  ## kill -9 of ingest's processes, 200 times on disk and 200 on S3; about 2 hours
+	CHAOS_KILLS=200 CHAOS_JSON=docs/benchmarks/chaos_ingest.json $(BIN)/python -m pytest tests/ingest/test_kills.py -m slow -s --timeout 14400
 
 clean:  ## remove runs and caches, keep .venv
 	rm -rf runs build .mypy_cache .ruff_cache .pytest_cache .hypothesis

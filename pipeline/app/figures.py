@@ -25,7 +25,7 @@ def write_figures(run_folder: Path, path: str, name: str, command: str) -> None:
     rows = list(_rows(RunDirectory(run_folder)))
     if not rows:
         raise DataError(f"{run_folder}: no finished stage, so there are no figures; run the stages first")
-    record = {"name": name, "command": command, "commit": _commit(), "machine": machine(), "rows": rows}
+    record = {"name": name, "command": command, "commit": commit(), "machine": machine(), "rows": rows}
     storage.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
@@ -72,7 +72,7 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def _commit() -> str:
+def commit() -> str:
     """The checkout's commit, marked when files differ from it; empty outside a checkout."""
     described = subprocess.run(
         ["git", "describe", "--always", "--abbrev=12", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
