@@ -67,7 +67,7 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 @contextlib.contextmanager
-def _errors_named(path: str) -> Iterator[None]:
+def errors_named(path: str) -> Iterator[None]:
     """Turn what storage libraries raise about a missing or forbidden place into one line that names it."""
     try:
         yield
@@ -122,37 +122,44 @@ def patiently(operation: Callable[[], T], seconds: float) -> T:
 
 
 def exists(path: str) -> bool:
-    with _errors_named(path):
+    with errors_named(path):
         fs, inner = filesystem(path)
         return bool(fs.exists(inner))
 
 
 def size(path: str) -> int:
     """Size in bytes."""
-    with _errors_named(path):
+    with errors_named(path):
         fs, inner = filesystem(path)
         return int(fs.size(inner))
 
 
 def open_read(path: str) -> IO[bytes]:
-    with _errors_named(path):
+    with errors_named(path):
         fs, inner = filesystem(path)
         file: IO[bytes] = fs.open(inner, "rb")
         return file
 
 
 def read_bytes(path: str) -> bytes:
-    with _errors_named(path):
+    with errors_named(path):
         fs, inner = filesystem(path)
         data: bytes = fs.cat_file(inner)
         return data
 
 
 def read_range(path: str, start: int, end: int) -> bytes:
-    """Bytes [start, end) of the file."""
-    with _errors_named(path):
+    """Bytes [start, end) of the file; fewer where it ends before."""
+    if start >= end:  # HTTP has no empty range: a server answers the attempt with the whole object
+        return b""
+    with errors_named(path):
         fs, inner = filesystem(path)
-        data: bytes = fs.cat_file(inner, start=start, end=end)
+        try:
+            data: bytes = fs.cat_file(inner, start=start, end=end)
+        except OSError as error:
+            if is_local(path) or error.errno != errno.EINVAL:  # what s3fs makes of "416 Range Not Satisfiable"
+                raise
+            return b""
         return data
 
 
@@ -167,7 +174,7 @@ def list_folders(path: str) -> list[str]:
 
 
 def _names(path: str, kind: str) -> list[str]:
-    with _errors_named(path):
+    with errors_named(path):
         fs, inner = filesystem(path)
         fs.invalidate_cache()  # object stores cache listings; another process may have written since
         try:
@@ -180,13 +187,13 @@ def _names(path: str, kind: str) -> list[str]:
 def make_folder(path: str) -> None:
     """Create a local folder with its parents; object stores have no folders."""
     if is_local(path):
-        with _errors_named(path):
+        with errors_named(path):
             Path(path.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
 
 
 def remove(path: str) -> None:
     """Remove a file; removing what is not there is fine."""
-    with _errors_named(path):
+    with errors_named(path):
         fs, inner = filesystem(path)
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(inner)
@@ -194,7 +201,7 @@ def remove(path: str) -> None:
 
 def remove_tree(path: str) -> None:
     """Remove a folder and everything in it; removing what is not there is fine."""
-    with _errors_named(path):
+    with errors_named(path):
         fs, inner = filesystem(path)
         with contextlib.suppress(FileNotFoundError):
             fs.rm(inner, recursive=True)
@@ -207,10 +214,10 @@ def atomic_write(path: str, durable: bool = True) -> Iterator[IO[bytes]]:
     Raises DataError when the place does not exist or may not be written.
     """
     if is_local(path):
-        with _errors_named(path), _atomic_local(Path(path.removeprefix("file://")), durable) as file:
+        with errors_named(path), _atomic_local(Path(path.removeprefix("file://")), durable) as file:
             yield file
         return
-    with _errors_named(path):
+    with errors_named(path):
         fs, inner = filesystem(path)
         file = fs.open(inner, "wb")
         try:
@@ -257,7 +264,7 @@ def write_bytes(path: str, data: bytes, durable: bool = True) -> None:
 
 def create(path: str, data: bytes) -> bool:
     """Write a small file unless one of this name exists; False when it does. Of several processes that try at once, one succeeds."""
-    with _errors_named(path):
+    with errors_named(path):
         if is_local(path):
             return _created_locally(Path(path.removeprefix("file://")), data)
         fs, inner = filesystem(path)
@@ -293,7 +300,7 @@ def abort_uploads(folder: str) -> int:
     """
     if not folder.startswith(("s3://", "s3a://")):
         return 0
-    with _errors_named(folder):
+    with errors_named(folder):
         fs, inner = filesystem(folder)
         bucket, _, prefix = inner.partition("/")
         uploads = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix.rstrip('/')}/" if prefix else "").get("Uploads", [])

@@ -1,4 +1,4 @@
-"""Storage: whole files or none, on disk; the same functions serve S3 (tests/shards)."""
+"""Storage: whole files or none, on disk and on S3."""
 
 import threading
 import time
@@ -49,6 +49,15 @@ def test_ranges_and_listings(tmp_path: Path) -> None:
     assert storage.list_files(str(tmp_path)) == ["b.bin"]
     assert storage.list_folders(str(tmp_path)) == ["inner"]
     assert storage.list_files(str(tmp_path / "absent")) == []
+
+
+def test_a_range_on_s3_is_the_same_as_on_disk_also_when_empty_or_behind_the_end(tmp_path: Path, s3_bucket: str) -> None:
+    ranges = [(0, 3), (3, 3), (2, 2), (8, 20), (10, 12), (50, 60)]
+    read = []
+    for folder in (str(tmp_path), s3_bucket):
+        storage.write_bytes(f"{folder}/b.bin", b"0123456789")
+        read.append([storage.read_range(f"{folder}/b.bin", start, end) for start, end in ranges])
+    assert read[0] == read[1] == [b"012", b"", b"", b"89", b"", b""]
 
 
 @pytest.mark.parametrize(("path", "parts", "joined"), [("s3://b/", ("x", "/y"), "s3://b/x/y"), ("/", ("a",), "/a"), ("a/b", ("c",), "a/b/c")])
