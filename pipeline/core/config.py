@@ -11,6 +11,8 @@ from pydantic_core import ErrorDetails
 
 from pipeline.core.errors import ConfigError
 
+INPUT_SHOWN = 200  # characters of what was found that an error repeats
+
 
 class Section(BaseModel):
     """A frozen group of settings; an unknown key is an error. Every field has a description with its unit."""
@@ -57,7 +59,8 @@ def validate(schema: type[S], values: dict[str, Any], origin: str) -> S:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {_sentence(schema, error.errors()[0])}") from error
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a mistyped key is missing, too: its name says more
+        raise ConfigError(f"{origin}: {_sentence(schema, first)}") from error
 
 
 def dump(section: Section) -> str:
@@ -75,22 +78,40 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def reference(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every field below `schema` as (full key, default, description)."""
+    """Every field below `schema` as (full key, default, description).
+
+    Of a field that takes one of several sections, what they have in common comes once, and the rest as `key[type].field`.
+    """
     for name, field in schema.model_fields.items():
         key = f"{prefix}{name}"
-        section = _section_of(field.annotation)
-        if section is not None:
-            yield from reference(section, f"{key}.")
+        sections = _sections_of(field.annotation)
+        if len(sections) > 1:
+            yield from _reference_of_union(sections, key)
+        elif sections:
+            yield from reference(sections[0], f"{key}.")
         else:
             default = "(required)" if field.is_required() else repr(field.get_default(call_default_factory=True))
             yield key, default, field.description or ""
 
 
-def _section_of(annotation: Any) -> type[Section] | None:
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Section):
-            return candidate
-    return None
+def _reference_of_union(sections: list[type[Section]], key: str) -> Iterator[tuple[str, str, str]]:
+    entries = [list(reference(section)) for section in sections]
+    common = [entry for entry in entries[0] if all(entry in others for others in entries)]
+    yield from ((f"{key}.{name}", default, text) for name, default, text in common)
+    for section, own in zip(sections, entries, strict=True):
+        yield from ((f"{key}[{_tag(section)}].{name}", default, text) for name, default, text in own if (name, default, text) not in common)
+
+
+def _sections_of(annotation: Any) -> list[type[Section]]:
+    """The sections a field can hold: itself, or in a list, an optional or a union."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return [annotation] if issubclass(annotation, Section) else []
+    return [section for argument in get_args(annotation) for section in _sections_of(argument)]
+
+
+def _tag(section: type[Section]) -> str:
+    """The value of `type` that chooses the section out of a union."""
+    return str(get_args(section.model_fields["type"].annotation)[0])
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -98,38 +119,63 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected section.key=value")
     *sections, name = key.split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if inner is None:
-            inner = values[section] = {}
-        if not isinstance(inner, dict):
+    inner: Any = values
+    for at, section in enumerate(sections):
+        found = _step_into(inner, section, ".".join(sections[:at]), override)
+        if found is None:
+            found = inner[int(section) if isinstance(inner, list) else section] = {}
+        if not isinstance(found, dict | list):
             raise ConfigError(f"override {override!r}: {section} holds a value, not keys")
-        values = inner
+        inner = found
     try:
-        values[name] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+    _step_into(inner, name, ".".join(sections), override)
+    inner[int(name) if isinstance(inner, list) else name] = value
+
+
+def _step_into(values: Any, name: str, where: str, override: str) -> Any:
+    """The value under a key or at a number of a list; None when there is none."""
+    if not isinstance(values, list):
+        return values.get(name)
+    if not name.isdecimal() or int(name) >= len(values):
+        elements = f"name one of its elements, {where}.0 to {where}.{len(values) - 1}" if values else "give it elements first"
+        raise ConfigError(f"override {override!r}: {where} is a list of {len(values)}; {elements}")
+    return values[int(name)]
 
 
 def _sentence(schema: type[Section], error: ErrorDetails) -> str:
-    location = [part for part in error["loc"] if isinstance(part, str | int)]
-    key = ".".join(str(part) for part in location) or "(whole file)"
+    location, known = _resolved(schema, [part for part in error["loc"] if isinstance(part, str | int)])
+    key = ".".join(location) or "(whole file)"
     if error["type"] == "extra_forbidden":
-        known = _keys_beside(schema, location)
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else f"; known keys here: {', '.join(known)}"
-        return f"unknown key {key}{hint}"
+        return f"unknown key {key}{_hint(location[-1], known)}"
+    if error["type"] == "union_tag_invalid":
+        tags = error["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return f"{key}.type is {error['ctx']['tag']!r}, which does not exist{_hint(error['ctx']['tag'], tags)}"
+    if error["type"] == "union_tag_not_found":
+        return f"{key}.type is missing; known: {', '.join(known)}"
     if error["type"] == "missing":
         return f"{key} is missing; give it a value"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return f"{key} is {error['input']!r}: {message}" if location else message
+    return f"{key} is {repr(error['input'])[:INPUT_SHOWN]}: {message}" if location else message
 
 
-def _keys_beside(schema: type[Section], location: list[str | int]) -> list[str]:
-    for part in location[:-1]:
-        field = schema.model_fields.get(str(part))
-        section = _section_of(field.annotation) if field else None
-        if section is None:
-            return []
-        schema = section
-    return list(schema.model_fields)
+def _hint(found: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(found, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+
+
+def _resolved(schema: type[Section], location: Sequence[str | int]) -> tuple[list[str], list[str]]:
+    """The location as the user writes it, without the tag that pydantic puts after the number of a list's element, and what is known there."""
+    key, sections = list[str](), [schema]
+    for at, part in enumerate(location):
+        if len(sections) > 1 and isinstance(part, str):
+            sections = [section for section in sections if _tag(section) == part]
+            continue
+        key.append(str(part))
+        if isinstance(part, str) and at < len(location) - 1:
+            field = sections[0].model_fields.get(part) if sections else None
+            sections = _sections_of(field.annotation) if field else []
+    known = [_tag(section) for section in sections] if len(sections) > 1 else [name for section in sections for name in section.model_fields]
+    return key, known

@@ -1,6 +1,7 @@
 """Configuration: strict keys, overrides, and errors a stranger can act on."""
 
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
@@ -68,3 +69,68 @@ def test_the_dumped_configuration_loads_to_the_same_value(tmp_path: Path) -> Non
 
 def test_the_reference_lists_every_key_with_its_default() -> None:
     assert list(config.reference(Outer)) == [("name", "(required)", "what it is called"), ("inner.size", "3", "width in cells")]
+
+
+class Shape(config.Section):
+    colour: str = Field("red", description="what it looks like")
+
+
+class Circle(Shape):
+    type: Literal["circle"] = Field(description="round")
+    radius: int = Field(ge=1, description="in cells")
+
+
+class Box(Shape):
+    type: Literal["box"] = Field(description="square")
+    inner: Inner = Field(Inner(), description="its inside")
+
+
+class Drawing(config.Section):
+    shapes: list[Annotated[Circle | Box, Field(discriminator="type")]] = Field(description="what is drawn")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"type": "circle", "radios": 1}, r"unknown key shapes\.1\.radios; did you mean radius\?"),
+        ({"type": "circle", "inner": {}, "radius": 1}, r"unknown key shapes\.1\.inner; known here: colour, type, radius"),
+        ({"type": "box", "inner": {"sise": 1}}, r"unknown key shapes\.1\.inner\.sise; did you mean size\?"),
+        ({"type": "box", "inner": {"size": 0}}, r"shapes\.1\.inner\.size is 0: "),
+        ({"type": "circle"}, r"shapes\.1\.radius is missing"),
+        ({"type": "circel", "radius": 1}, r"shapes\.1\.type is 'circel', which does not exist; did you mean circle\?"),
+        ({"type": "moon"}, r"shapes\.1\.type is 'moon', which does not exist; known here: circle, box"),
+        ({"radius": 1}, r"shapes\.1\.type is missing; known: circle, box"),
+        ("circle", r"shapes\.1 is 'circle': "),
+    ],
+)
+def test_a_mistake_in_one_of_several_kinds_of_section_is_named_as_the_user_writes_it(shape: Any, message: str) -> None:
+    values = {"shapes": [{"type": "box"}, shape]}
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.validate(Drawing, values, "run.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_reference_gives_what_several_kinds_of_section_share_once() -> None:
+    assert list(config.reference(Drawing)) == [
+        ("shapes.colour", "'red'", "what it looks like"),
+        ("shapes[circle].type", "(required)", "round"),
+        ("shapes[circle].radius", "(required)", "in cells"),
+        ("shapes[box].type", "(required)", "square"),
+        ("shapes[box].inner.size", "3", "width in cells"),
+    ]
+
+
+def test_sections_of_a_union_are_dumped_and_load_to_the_same_value(tmp_path: Path) -> None:
+    value = config.validate(Drawing, {"shapes": [{"type": "box", "inner": {"size": 4}}, {"type": "circle", "radius": 2}]}, "run.yaml")
+    assert config.load(Drawing, written(tmp_path, config.dump(value))) == value
+
+
+def test_an_override_can_change_one_element_of_a_list(tmp_path: Path) -> None:
+    path = written(tmp_path, "shapes: [{type: box}, {type: circle, radius: 2}]\n")
+    assert config.load(Drawing, path, ["shapes.1.radius=5", "shapes.0.inner.size=9"]).shapes == [
+        Box(type="box", inner=Inner(size=9)),
+        Circle(type="circle", radius=5),
+    ]
+    for override in ("shapes.2.radius=5", "shapes.first.radius=5", "shapes.radius=5", "shapes.-1.radius=3"):
+        with pytest.raises(ConfigError, match=r"shapes is a list of 2; name one of its elements, shapes\.0 to shapes\.1"):
+            config.load(Drawing, path, [override])
