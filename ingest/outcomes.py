@@ -37,6 +37,7 @@ class Outcome(StrEnum):
     TOO_SMALL = "too_small"
     NOT_AN_IMAGE = "not_an_image"
     DECODE_FAILED = "decode_failed"
+    DAMAGED_MEMBER = "damaged_member"  # of a zip or tar the user has: cut off, or with another checksum
     UNEXPECTED_ERROR = "unexpected_error"  # a case this code does not know; the traceback is in engine.log
 
 

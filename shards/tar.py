@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.core.errors import DataError
 
@@ -18,6 +18,13 @@ SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")  # nothing else is ever looked into;
 _KEY_AND_SUFFIX = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _ZERO_BLOCK = bytes(BLOCK)
 _PAX_PATH = re.compile(rb"(?:^|\n)\d+ path=([^\n]*)\n")
+
+
+class Readable(Protocol):
+    """A tar's bytes: a memoryview, or whatever gives slices of a file."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: slice, /) -> bytes | memoryview: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Group:
     end: int
 
 
-def members(data: memoryview, where: str, whole: bool = True) -> Iterator[Member]:
+def members(data: Readable, where: str, whole: bool = True) -> Iterator[Member]:
     """The regular files of a tar; `whole` demands the end mark, without which the tar was cut.
 
     Raises DataError naming `where` and the offset of a damaged header or of the cut.
@@ -73,7 +80,7 @@ def members(data: memoryview, where: str, whole: bool = True) -> Iterator[Member
         raise DataError(f"{where}: the tar is cut off at byte {len(data)}; copy or download it again")
 
 
-def groups(data: memoryview, where: str, whole: bool = True) -> Iterator[Group]:
+def groups(data: Readable, where: str, whole: bool = True) -> Iterator[Group]:
     """Consecutive members with the same name up to the first dot, as WebDataset groups them."""
     key, found, start, end = None, dict[str, Member](), 0, 0
     for member in members(data, where, whole):
@@ -98,7 +105,7 @@ def image_member(group: Group) -> Member | None:
     return next((member for suffix, member in group.members.items() if suffix in IMAGE_SUFFIXES), None)
 
 
-def metadata_of(data: memoryview, group: Group, where: str) -> dict[str, Any]:
+def metadata_of(data: Readable, group: Group, where: str) -> dict[str, Any]:
     """The sample's json; empty without one.
 
     Raises DataError when the json is damaged.
@@ -113,7 +120,7 @@ def metadata_of(data: memoryview, group: Group, where: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def captions_of(data: memoryview, group: Group, metadata: dict[str, Any]) -> tuple[str, ...]:
+def captions_of(data: Readable, group: Group, metadata: dict[str, Any]) -> tuple[str, ...]:
     """The list `captions` of the json if there is one, else the text; blank captions do not count."""
     captions = metadata.get("captions")
     if not isinstance(captions, list):
