@@ -1,30 +1,19 @@
 """What ingest can be told."""
 
-from typing import Literal
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from ingest.sources import SOURCES
+from ingest.sources.source import Source
+from ingest.store import StoreConfig as StoreConfig
 from pipeline.core.config import Section
 
-
-class StoreConfig(Section):
-    """Which pictures are kept, and how they are stored."""
-
-    image_size: int = Field(default=256, ge=1, description="size after resizing, in pixels; resize_mode says of what")
-    resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"] = Field(
-        default="keep_ratio", description="keep_ratio: the short side becomes image_size; keep_ratio_largest: the long side; no: pictures keep their size"
-    )
-    upscale: bool = Field(default=False, description="also enlarge pictures that are smaller than image_size")
-    encode_quality: int = Field(default=95, ge=1, le=100, description="JPEG quality of pictures that are encoded again, 1 to 100")
-    skip_reencode: bool = Field(default=True, description="an upright JPEG that needs no resizing keeps its bytes; it is decoded all the same, as a check")
-    min_size: int = Field(default=0, ge=0, description="pictures with a shorter side, in pixels, are refused as too_small, by their header")
-    max_aspect_ratio: float | None = Field(
-        default=None, ge=1, description="pictures whose long side is more than this many short sides are refused as too_long"
-    )
-    max_pixels: int = Field(default=64_000_000, ge=1, description="pictures with more pixels are refused as too_large, by their header, before decoding")
-    blur_column: str | None = Field(
-        default=None, description="column with boxes to blur, such as faces: a list of [x0, y0, x1, y1] in shares of width and height"
-    )
+if TYPE_CHECKING:
+    AnySource = Source
+else:
+    AnySource = Annotated[Union[tuple(SOURCES.values())], Field(discriminator="type")]  # noqa: UP007  # made from the table
 
 
 class FetchConfig(Section):
@@ -98,27 +87,10 @@ class FilterConfig(Section):
     columns: list[ColumnFilter] = Field(default=[], description="what further columns must say, in the order they are asked")
 
 
-class SourceConfig(Section):
-    """One list of picture URLs with captions."""
-
-    type: Literal["parquet", "jsonl", "tsv"] = Field(description="format of the list")
-    path: str = Field(description="the list: a local path or an s3:// URL")
-    name: str | None = Field(default=None, description="what the samples of this list are called in the dataset; default: the file's name without its ending")
-    url: str | int = Field(default="url", description="the column or key with the URL: its name, or for a tsv its position from 0")
-    caption: str | int = Field(
-        default="caption", description="the column or key with the caption or the list of captions: its name, or for a tsv its position from 0"
-    )
-    header: bool = Field(default=True, description="tsv: the first row names the columns; CC3M and CC12M have none: false, and give positions")
-
-    @property
-    def label(self) -> str:
-        return self.name or self.path.rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]
-
-
 class IngestConfig(Section):
     """Download and shard: lists of URLs in, tars with index, manifest and outcome tables out."""
 
-    sources: list[SourceConfig] = Field(min_length=1, description="the lists, in the order their rows get in the dataset")
+    sources: list[AnySource] = Field(min_length=1, description="the lists, in the order their rows get in the dataset")
     output: str = Field(description="the dataset folder to write: a local path or an s3:// URL")
     samples_per_shard: int = Field(default=10_000, ge=1, description="rows of the pair table a shard covers; those that fail leave it smaller")
     success_floor: float = Field(
@@ -128,3 +100,11 @@ class IngestConfig(Section):
     store: StoreConfig = Field(default=StoreConfig(), description="which pictures are kept, and how they are stored")
     fetch: FetchConfig = Field(default=FetchConfig(), description="how the web is asked")
     engine: EngineConfig = Field(default=EngineConfig(), description="who does the work")
+
+    @field_validator("sources")
+    @classmethod
+    def _labels_differ(cls, sources: list[Source]) -> list[Source]:
+        label, number = Counter(source.label for source in sources).most_common(1)[0]
+        if number > 1:
+            raise ValueError(f"{number} of them are called {label!r} in the dataset; give each a `name` of its own")
+        return sources

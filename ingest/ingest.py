@@ -1,25 +1,22 @@
 """Ingest: lists of picture URLs in; tars, index, outcome tables and a manifest out. The same command goes on where it was interrupted."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ingest import engine, lease, pair_table, published
-from ingest.config import IngestConfig, SourceConfig
+from ingest.config import IngestConfig
 from ingest.display import summary
 from ingest.outcomes import Outcome
-from ingest.pair import Row
 from ingest.published import PublishedShard
 from ingest.row_counts import RowCounts
-from ingest.sources import SOURCES
 from ingest.work_folder import WorkFolder
 from pipeline.core import stopping, storage
 from pipeline.core.errors import AlbefError, BelowFloor, DataError, Stopped, StorageUnreachable
@@ -32,7 +29,6 @@ Result = dict[str, Any]
 RECORD = "ingest.json"  # in the dataset folder: which lists and settings it is made from
 # What decides which sample lies where and what its bytes are; everything else may change between two starts.
 SETTINGS_OF_THE_DATA = ("samples_per_shard", "filters", "store")
-HASH_BLOCK_BYTES = 2**20
 
 
 def run(config: IngestConfig, run_folder: Path) -> Result:
@@ -77,21 +73,12 @@ def _build(config: IngestConfig, mark: str, work_folder: WorkFolder, run_folder:
 
 
 def _inputs(config: IngestConfig) -> dict[str, Any]:
-    """Everything the data depends on, the lists by their content.
+    """Everything the data depends on.
 
     Raises:
-        DataError: a list is missing.
+        DataError: a list or an archive is missing.
     """
-    sources = [{"type": s.type, "name": s.label, "url": s.url, "caption": s.caption, "header": s.header, "sha256": _sha256(s)} for s in config.sources]
-    return {"sources": sources} | config.model_dump(mode="json", include=set(SETTINGS_OF_THE_DATA))
-
-
-def _sha256(source: SourceConfig) -> str:
-    digest = hashlib.sha256()
-    with storage.open_read(source.path) as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    return {"sources": [source.mark() for source in config.sources]} | config.model_dump(mode="json", include=set(SETTINGS_OF_THE_DATA))
 
 
 def _claim_output(output: str, inputs: dict[str, Any]) -> None:
@@ -153,20 +140,12 @@ def _published_dataset(output: str, mark: str) -> manifest.Manifest | None:
     return found if found.config.get("fingerprint") == mark else None
 
 
-class _Listed(NamedTuple):
-    """A list as the pair table asks for it."""
-
-    label: str
-    rows: Callable[[], Iterator[Row]]
-
-
 def _pair_table(config: IngestConfig, work_folder: WorkFolder, run_folder: Path) -> RowCounts:
     if work_folder.counts.exists():
         return RowCounts.from_json(json.loads(work_folder.counts.read_bytes()))
-    sources = [_Listed(source.label, partial(SOURCES[source.type], source)) for source in config.sources]
     table, rejected = str(work_folder.pair_table), str(work_folder.rejected)
     between = partial(stopping.raise_if_stopping, run_folder)
-    counts = pair_table.build(sources, config.filters, config.samples_per_shard, table, rejected, work_folder.pair_table_scratch, between)
+    counts = pair_table.build(config.sources, config.filters, config.samples_per_shard, table, rejected, work_folder.pair_table_scratch, between)
     storage.write_bytes(str(work_folder.counts), json.dumps(asdict(counts)).encode())
     return counts
 

@@ -1,9 +1,28 @@
-"""The formats of URL lists: a source is a file here and a line in SOURCES."""
+"""Where pairs come from: a source is a file here and a line in SOURCES."""
 
-from collections.abc import Callable, Iterator
+from ingest.sources.cc3m import ConceptualCaptions3M
+from ingest.sources.cc12m import Conceptual12M
+from ingest.sources.coco import CocoCaptions
+from ingest.sources.csv_list import Csv
+from ingest.sources.jsonl import Jsonl
+from ingest.sources.karpathy import KarpathySplit
+from ingest.sources.parquet import Parquet
+from ingest.sources.sbu import SbuCaptions
+from ingest.sources.source import Source
+from ingest.sources.tsv import Tsv
+from ingest.sources.visual_genome import VisualGenome
+from ingest.sources.webdataset import WebDataset
 
-from ingest.config import SourceConfig
-from ingest.pair import Row
-from ingest.sources import jsonl, parquet, tsv
-
-SOURCES: dict[str, Callable[[SourceConfig], Iterator[Row]]] = {"parquet": parquet.read, "jsonl": jsonl.read, "tsv": tsv.read}
+SOURCES: dict[str, type[Source]] = {
+    "cc3m": ConceptualCaptions3M,
+    "cc12m": Conceptual12M,
+    "sbu": SbuCaptions,
+    "coco": CocoCaptions,
+    "karpathy": KarpathySplit,
+    "visual_genome": VisualGenome,
+    "webdataset": WebDataset,
+    "parquet": Parquet,
+    "jsonl": Jsonl,
+    "csv": Csv,
+    "tsv": Tsv,
+}

@@ -2,29 +2,31 @@
 
 import json
 from collections.abc import Iterator
+from typing import Literal
 
-from ingest.config import SourceConfig
-from ingest.pair import TEXT_LIMIT, RejectedRow, Row, row_of
-from pipeline.core import storage
+from pydantic import Field
+
+from ingest.pair import RejectedRow, Row, row_of
+from ingest.sources.listed import NamedColumns
+from ingest.sources.reading import lines, shown
 
 
-def read(options: SourceConfig) -> Iterator[Row]:
-    """The rows in the file's order; lines with nothing but white space are no rows.
+class Jsonl(NamedColumns):
+    """A list of JSON objects, one a line; lines with nothing but white space are no rows."""
 
-    Raises:
-        DataError: the file is missing.
-    """
-    with storage.open_read(options.path) as file:
-        for number, line in enumerate(file, start=1):
+    type: Literal["jsonl"] = Field(description="list with one JSON object a line")
+
+    def rows(self) -> Iterator[Row]:
+        for number, line in enumerate(lines(self.path), start=1):
             if line.strip():
-                yield _row(number, line, options)
+                yield self._row(number, line)
 
-
-def _row(number: int, line: bytes, options: SourceConfig) -> Row:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-        return RejectedRow(number, "not_json", line[:TEXT_LIMIT].decode("utf-8", "replace"))
-    if not isinstance(values, dict):
-        return RejectedRow(number, "not_an_object", line[:TEXT_LIMIT].decode("utf-8", "replace"))
-    return row_of(number, values.get(str(options.url)), values.get(str(options.caption)))
+    def _row(self, number: int, line: bytes) -> Row:
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+            return RejectedRow(number, "not_json", shown(line))
+        if not isinstance(values, dict):
+            return RejectedRow(number, "not_an_object", shown(line))
+        extra = {name: values[column] for name, column in self.columns.items() if column in values}
+        return row_of(number, values.get(self.url), values.get(self.caption), extra)

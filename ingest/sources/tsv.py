@@ -1,59 +1,40 @@
-"""Tab-separated lists as CC3M and CC12M ship them: a line is a row, a tab ends a field, and a quote is a character like any other."""
+"""Tab-separated lists: a line is a row, a tab ends a field, and a quote is a character like any other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Literal
 
-from ingest.config import SourceConfig
-from ingest.pair import TEXT_LIMIT, RejectedRow, Row, row_of
-from pipeline.core import storage
-from pipeline.core.errors import DataError
+from pydantic import Field
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-def read(options: SourceConfig) -> Iterator[Row]:
-    """The rows in the file's order; empty lines are no rows. The first row sets the number of fields every row must have.
-
-    Raises:
-        DataError: the file is missing, or has not the columns.
-    """
-    fields = None
-    with storage.open_read(options.path) as file:
-        for number, line in enumerate(file, start=1):
-            text = line.rstrip(b"\r\n")
-            if number == 1:
-                text = text.removeprefix(BYTE_ORDER_MARK)
-            if not text:
-                continue
-            if fields is None:
-                fields = text.count(b"\t") + 1
-                url, caption = _positions(text, options)
-                if options.header:
-                    continue
-            yield _row(number, text, fields, url, caption)
+from ingest.pair import NO_EXTRA, RejectedRow, Row, row_of
+from ingest.sources.listed import FieldColumns
+from ingest.sources.reading import lines, shown
 
 
-def _positions(first_line: bytes, options: SourceConfig) -> tuple[int, int]:
-    names = first_line.decode("utf-8", "replace").split("\t")
-    return _position(names, options.url, "url", options), _position(names, options.caption, "caption", options)
+class Tsv(FieldColumns):
+    """A tab-separated list. The first row sets the number of fields every row must have; empty lines are no rows."""
+
+    type: Literal["tsv"] = Field(description="tab-separated list without quoting")
+
+    def rows(self) -> Iterator[Row]:
+        numbered = ((number, line) for number, line in enumerate(lines(self.path), start=1) if line.strip(b"\r\n"))
+        first = next(numbered, None)
+        if first is None:
+            return
+        names = first[1].decode("utf-8", "replace").rstrip("\r\n").split("\t")
+        url, caption, further = self.positions(names)
+        yield from tab_separated(numbered if self.header else chain([first], numbered), len(names), url, caption, further)
 
 
-def _position(names: list[str], column: str | int, key: str, options: SourceConfig) -> int:
-    if isinstance(column, int):
-        if not 0 <= column < len(names):
-            raise DataError(f"{options.path}: no column {column} (setting {key} of the source); its first row has columns 0 to {len(names) - 1}")
-        return column
-    if not options.header:
-        raise DataError(f"{options.path}: header is false, so {key} must be a position from 0, not {column!r}")
-    if column not in names:
-        raise DataError(f"{options.path}: no column {column!r} (setting {key} of the source) in its first row: {', '.join(names)[:TEXT_LIMIT]}")
-    return names.index(column)
-
-
-def _row(number: int, line: bytes, fields: int, url: int, caption: int) -> Row:
-    try:
-        values = line.decode("utf-8").split("\t")
-    except UnicodeDecodeError:
-        return RejectedRow(number, "not_utf8", line[:TEXT_LIMIT].decode("utf-8", "replace"))
-    if len(values) != fields:
-        return RejectedRow(number, "wrong_number_of_fields", line[:TEXT_LIMIT].decode("utf-8", "replace"))
-    return row_of(number, values[url], values[caption])
+def tab_separated(numbered: Iterable[tuple[int, bytes]], fields: int, url: int, caption: int, further: Mapping[str, int] = NO_EXTRA) -> Iterator[Row]:
+    """The rows of numbered lines; `url`, `caption` and `further` are positions among the fields."""
+    for number, line in numbered:
+        try:
+            values = line.decode().rstrip("\r\n").split("\t")
+        except UnicodeDecodeError:
+            yield RejectedRow(number, "not_utf8", shown(line))
+            continue
+        if len(values) == fields:
+            yield row_of(number, values[url], values[caption], {name: values[at] for name, at in further.items()} if further else NO_EXTRA)
+        elif values != [""]:
+            yield RejectedRow(number, "wrong_number_of_fields", shown(line))

@@ -1,7 +1,6 @@
 """`albef run`: the stages in order; what is finished is skipped, what was interrupted continues."""
 
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -125,7 +124,7 @@ def _fingerprint(stage: str, config: RunConfig, directory: RunDirectory) -> str:
 def _input_mark(stage: str, config: RunConfig, directory: RunDirectory) -> str | None:
     """A hash of what the stage reads; None when there is nothing yet."""
     if stage == "ingest" and config.ingest is not None:
-        return fingerprint([hashlib.sha256(storage.read_bytes(source.path)).hexdigest() for source in config.ingest.sources])
+        return fingerprint([source.mark() for source in config.ingest.sources])
     if stage == "train" and config.training is not None:
         from shards.manifest import newest_number, read_manifest
 

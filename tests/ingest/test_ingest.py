@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest import ingest
-from ingest.config import IngestConfig, SourceConfig
-from ingest.pair import Row, row_of
+from ingest.config import IngestConfig
 from ingest.progress import read_all
-from ingest.sources import SOURCES
 from pipeline.core import storage
 from pipeline.core.errors import BelowFloor, DataError, Stopped, UserError
 from pipeline.core.run_directory import RunDirectory
@@ -47,10 +45,11 @@ Rows = list[dict[str, Any]]
 def listed(tmp_path: Path, web: Any) -> Callable[..., IngestConfig]:
     """Write a list of rows (path on the web, captions) and make a configuration for it."""
 
-    def make(rows: Rows, **settings: Any) -> IngestConfig:
+    def make(rows: Rows, columns: Sequence[str] = (), **settings: Any) -> IngestConfig:
         path = tmp_path / "list.jsonl"
-        path.write_text("".join(json.dumps({"url": web.url(row["path"]), "caption": row["caption"]}) + "\n" for row in rows))
-        values: dict[str, Any] = {"sources": [{"type": "jsonl", "path": str(path)}], "output": str(tmp_path / "dataset"), "samples_per_shard": 20}
+        path.write_text("".join(json.dumps({"url": web.url(row["path"]), **row}) + "\n" for row in rows))
+        source = {"type": "jsonl", "path": str(path), "columns": list(columns)}
+        values: dict[str, Any] = {"sources": [source], "output": str(tmp_path / "dataset"), "samples_per_shard": 20}
         values["fetch"] = {"allow_loopback": True, "timeout_s": 2, "attempts": 1}
         values["engine"] = {"processes": 2, "concurrency": 4}
         return IngestConfig.model_validate(values | settings)
@@ -143,16 +142,9 @@ def test_every_row_of_a_hostile_list_ends_in_one_outcome_and_the_good_ones_in_ta
     assert tar_hashes(tmp_path / "dataset") == {f"{shard.name}.tar": shard.sha256 for shard in read_manifest(config.output).shards}
 
 
-def test_further_columns_reach_the_samples_json_and_the_outcome_table(
-    tmp_path: Path, listed: Callable[..., IngestConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def with_columns(source: SourceConfig) -> Iterator[Row]:
-        for number, line in enumerate(Path(source.path).read_text().splitlines(), start=1):
-            row = json.loads(line)
-            yield row_of(number, row["url"], row["caption"], {"clip": number / 10, "width": "the list's"})
-
-    monkeypatch.setitem(SOURCES, "jsonl", with_columns)
-    config = listed(good_rows(3), filters={"columns": [{"column": "clip", "min": 0.2}]})
+def test_further_columns_reach_the_samples_json_and_the_outcome_table(tmp_path: Path, listed: Callable[..., IngestConfig]) -> None:
+    rows = [{**row, "clip": number / 10, "width": "the list's"} for number, row in enumerate(good_rows(3), start=1)]
+    config = listed(rows, columns=["clip", "width"], filters={"columns": [{"column": "clip", "min": 0.2}]})
     result = ingest.run(config, tmp_path / "run")
     assert result["rows"]["rejected"] == {"clip_too_low": 1}
     dataset = Dataset.open(config.output)

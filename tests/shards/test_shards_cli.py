@@ -74,7 +74,7 @@ def test_karpathy_files_of_coco_and_flickr_are_read(tmp_path: Path) -> None:
     ]
     path = tmp_path / "dataset.json"
     path.write_text(json.dumps({"images": images}))
-    assert read_karpathy(str(path), "test") == [KarpathyImage("val2014/a.jpg", ("A dog.", "Dog!"), 42)]
+    assert read_karpathy(str(path), "test") == [KarpathyImage("val2014/a.jpg", ("A dog.", "Dog!"), 42, coco_id=42)]
     assert read_karpathy(str(path), "train") == [KarpathyImage("b.jpg", ("A dog.",), 1)]
     with pytest.raises(DataError, match="no image of split 'val'; it has test, train"):
         read_karpathy(str(path), "val")

@@ -7,7 +7,7 @@ repeats an earlier picture of any of the files, half of these in another spellin
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ingest import pair_table
-from ingest.config import FilterConfig, SourceConfig
-from ingest.pair import Row, row_of
+from ingest.config import FilterConfig
 from ingest.row_counts import RowCounts
-from ingest.sources import SOURCES
+from ingest.sources.cc3m import ConceptualCaptions3M
+from ingest.sources.cc12m import Conceptual12M
+from ingest.sources.sbu import SbuCaptions
 from pipeline.app.bench.usage import Usage, measured
 
 SAMPLES_PER_SHARD = 10_000
@@ -58,7 +59,11 @@ def generate(folder: Path, rows: int, seed: int = 0) -> Lists:
 
 def pair_table_of(lists: Lists, folder: Path) -> tuple[RowCounts, Usage]:
     """Build the table under `folder` and remove it again."""
-    sources = [_tsv(lists.cc12m, url=0, caption=1), _tsv(lists.cc3m, url=1, caption=0), _Listed("sbu", partial(_sbu_rows, lists.sbu))]
+    sources = [
+        Conceptual12M(type="cc12m", path=str(lists.cc12m)),
+        ConceptualCaptions3M(type="cc3m", path=str(lists.cc3m)),
+        SbuCaptions(type="sbu", path=str(lists.sbu)),
+    ]
     build = partial(pair_table.build, sources, FilterConfig(), SAMPLES_PER_SHARD, str(folder / "table"), str(folder / "rejected.parquet"), folder / "scratch")
     try:
         return measured(build)
@@ -87,23 +92,6 @@ def _pandas(lists: Lists, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     kept.to_parquet(folder / "table.parquet")
     return len(kept)
-
-
-@dataclass(frozen=True)
-class _Listed:
-    label: str
-    rows: Callable[[], Iterator[Row]]
-
-
-def _tsv(path: Path, url: int, caption: int) -> _Listed:
-    source = SourceConfig(type="tsv", path=str(path), url=url, caption=caption, header=False)
-    return _Listed(source.label, partial(SOURCES["tsv"], source))
-
-
-def _sbu_rows(path: Path) -> Iterator[Row]:
-    values = json.loads(path.read_bytes())
-    for number, (url, caption) in enumerate(zip(values["image_urls"], values["captions"], strict=True), start=1):
-        yield row_of(number, url, caption)
 
 
 def _write_lines(path: Path, lines: Iterator[str]) -> None:
