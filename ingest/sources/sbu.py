@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ingest.pair import NO_EXTRA, Row, row_of
 from ingest.sources.reading import lines, list_at, load_json
@@ -20,6 +20,12 @@ class SbuCaptions(Source):
     captions: str | None = Field(default=None, description="the text file with the captions, when path is the one with the URLs")
 
     PLACES = Source.PLACES | {"captions"}
+
+    @model_validator(mode="after")
+    def _text_files_come_in_pairs(self) -> "SbuCaptions":
+        if self.captions is None and self.path.removesuffix(".gz").endswith(".txt"):
+            raise ValueError("path is a text file; name the one with the captions, too: captions")
+        return self
 
     def rows(self) -> Iterator[Row]:
         return self._rows_of_json() if self.captions is None else self._rows_of_lines(self.captions)

@@ -73,3 +73,8 @@ def test_text_files_of_different_lengths_are_refused_naming_the_shorter(tmp_path
         read("sbu", short, captions=str(long))
     with pytest.raises(DataError, match=r"short\.txt: has 2 lines, .*long\.txt has more"):
         read("sbu", long, captions=str(short))
+
+
+def test_a_text_file_of_urls_asks_for_the_one_with_the_captions(source: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="name the one with the captions"):
+        source("sbu", "SBU_captioned_photo_dataset_urls.txt")
