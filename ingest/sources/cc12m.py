@@ -3,6 +3,7 @@
 import logging
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Literal
 
@@ -83,4 +84,4 @@ def _with_hashes(rows: Iterator[Row], published: PublishedHashes) -> Iterator[Ro
         hashes = iter(published.of([row.url for row in batch if isinstance(row, Pair)]))
         for row in batch:
             sha256 = next(hashes) if isinstance(row, Pair) else None
-            yield Pair(row.url, row.captions, {**row.extra, "published_sha256": sha256}) if isinstance(row, Pair) and sha256 else row
+            yield replace(row, extra={"published_sha256": sha256}) if isinstance(row, Pair) and sha256 else row

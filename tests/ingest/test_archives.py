@@ -97,19 +97,15 @@ def test_a_zip64_with_bytes_in_front_and_streamed_members_is_read(tmp_path: Path
     assert {name: read_member(found(archives, name), LIMIT) for name in PICTURES} == PICTURES
 
 
-@pytest.mark.slow
 def test_a_member_behind_the_fourth_gigabyte_is_found(tmp_path: Path) -> None:
     path = tmp_path / "large.zip"
-    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
-        for name in ("filler_1", "filler_2"):
-            with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as member:
-                for _ in range(2_200):
-                    member.write(bytes(2**20))
+    with path.open("wb") as file:
+        file.truncate(2**32 + 1_000)  # a hole, which takes no room on disk
+    with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("behind.jpg", NOISE)
     member = found(Archives([str(path)]), "behind.jpg")
     assert member.offset > 2**32
     assert read_member(member, LIMIT) == NOISE
-    path.unlink()
 
 
 def test_a_picture_is_found_by_the_end_of_its_path_and_the_first_archive_wins(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_every_line_of_cc3m_is_a_pair_or_rejected_with_its_number(tmp_path: Path
     path = tmp_path / "Train_GCC-training.tsv"
     path.write_bytes(b"".join(line for line, _ in CC3M))
     rows = read("cc3m", path)
-    assert len(rows) == len(CC3M)
+    assert [row.row for row in rows] == list(range(1, len(CC3M) + 1))
     assert reasons_of(rows) == [(number, reason) for number, (_, reason) in enumerate(CC3M, start=1) if reason]
     for row, (line, reason) in zip(rows, CC3M, strict=True):
         if not reason:
@@ -68,6 +68,7 @@ def test_published_hashes_are_joined_by_url_whatever_their_order(tmp_path: Path,
     rows = read("cc12m", lists, hashes=str(hashes))
     expected = [Pair(url, ("caption",), {"published_sha256": digests[url]} if url in digests else {}) for url in urls]
     assert rows[:-1] == expected
+    assert [row.row for row in rows] == list(range(1, 25_002))
     assert rows[-1] == RejectedRow(25_001, "wrong_number_of_fields", "a line without tabs")
 
 

@@ -55,7 +55,9 @@ def test_tsv_rows_that_cannot_be_used_are_named_with_line_and_reason(tmp_path: P
 def test_csv_fields_may_hold_commas_quotes_and_line_feeds(tmp_path: Path, read: Read) -> None:
     path = tmp_path / "list.csv"
     path.write_text('url,caption\r\nhttp://a/1,"a dog, a ""cat""\nand a bird"\r\nhttp://a/2,plain 6" nail\r\n', newline="")
-    assert read("csv", path) == [Pair("http://a/1", ('a dog, a "cat"\nand a bird',)), Pair("http://a/2", ('plain 6" nail',))]
+    rows = read("csv", path)
+    assert rows == [Pair("http://a/1", ('a dog, a "cat"\nand a bird',)), Pair("http://a/2", ('plain 6" nail',))]
+    assert [row.row for row in rows] == [2, 4], "the lines at which they begin"
 
 
 def test_a_csv_quote_that_nobody_closes_costs_its_own_line_and_no_other(tmp_path: Path, read: Read, reasons_of: Reasons) -> None:
@@ -117,7 +119,7 @@ def test_row_numbers_of_a_parquet_list_go_on_over_its_batches(tmp_path: Path, re
     path, rows = tmp_path / "long.parquet", 20_001
     pq.write_table(pa.table({"url": [f"http://a/{n}" for n in range(rows)], "caption": ["x"] * (rows - 1) + [""]}), path)
     found = read("parquet", path)
-    assert len(found) == rows
+    assert [row.row for row in found] == list(range(1, rows + 1))
     assert found[-1] == RejectedRow(rows, "no_caption", f"http://a/{rows - 1}")
 
 

@@ -65,7 +65,7 @@ def test_every_sample_is_a_pair_that_lies_in_its_tar_or_is_rejected(mirror: Path
     assert len(rows) == 48
     for n, row in enumerate(rows[:40]):
         assert isinstance(row, Pair)
-        assert row[:3] == (f"https://a.com/{n:09d}.jpg", (f'caption {n} "é"',), {"similarity": 0.3})
+        assert (row.url, row.captions, row.extra) == (f"https://a.com/{n:09d}.jpg", (f'caption {n} "é"',), {"similarity": 0.3})
         assert row.member is not None
         assert read_member(row.member, 10**5) == picture(n)
     assert [(row.url, row.captions, read_member(row.member, 100)) for row in rows[40:] if isinstance(row, Pair) and row.member] == [
