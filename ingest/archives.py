@@ -58,11 +58,11 @@ def _shared_at_end(one: list[str], other: list[str]) -> int:
 
 
 def _members(path: str) -> Iterator[tuple[str, Member | str]]:
-    if path.endswith(".tar"):
+    if path.lower().endswith(".tar"):
         with opened_tar(path) as data:
             for member in tar.members(data, path):
                 yield member.name, Member(path, member.data, member.size)
-    elif path.endswith(".zip"):
+    elif path.lower().endswith(".zip"):
         yield from _zip_members(path)
     else:
         raise DataError(f"{path}: not an archive pictures can be read from; give a .zip, or a .tar that is not compressed as a whole")

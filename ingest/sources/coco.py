@@ -37,11 +37,12 @@ class CocoCaptions(Archived):
                 yield RejectedRow(number, "duplicate_image_id", str(image)[:TEXT_LIMIT])
             else:
                 seen.add(image["id"])
-                yield _row(archives, number, image, captions[image["id"]])
+                yield self._row(archives, number, image, captions[image["id"]])
 
-
-def _row(archives: Archives | None, number: int, image: dict[str, Any], captions: list[str]) -> Row:
-    return placed(archives, number, str(image.get("file_name")), image.get("coco_url"), captions, {"coco_id": image["id"]})
+    def _row(self, archives: Archives | None, number: int, image: dict[str, Any], captions: list[str]) -> Row:
+        path = str(image.get("file_name"))
+        url = image.get("coco_url") or (self.made_up_url(path) if archives else None)  # others who write this format have no coco_url
+        return placed(archives, number, path, url, captions, {"coco_id": image["id"]})
 
 
 def _has_id(image: Any) -> bool:

@@ -3,13 +3,15 @@
 import csv
 from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 from typing import Literal
 
 from pydantic import Field
 
-from ingest.pair import RejectedRow, Row, row_of
+from ingest.pair import TEXT_LIMIT, RejectedRow, Row, row_of
 from ingest.sources.listed import FieldColumns
 from ingest.sources.reading import lines, shown
+from pipeline.core.errors import DataError
 
 
 class Csv(FieldColumns):
@@ -22,11 +24,11 @@ class Csv(FieldColumns):
         first = next(records, None)
         if first is None:
             return
-        names = first[1] if isinstance(first, tuple) else []
+        if isinstance(first, RejectedRow):
+            raise DataError(f"{self.path}: its first row cannot be read ({first.reason}): {first.text}")
+        names = first[1]
         url, caption, further = self.positions(names)
-        if not self.header:
-            records = _again(first, records)
-        for record in records:
+        for record in records if self.header else chain([first], records):
             if isinstance(record, RejectedRow):
                 yield record
                 continue
@@ -34,15 +36,10 @@ class Csv(FieldColumns):
             if len(values) == len(names):
                 yield row_of(number, values[url], values[caption], {name: values[at] for name, at in further.items()})
             else:
-                yield RejectedRow(number, "wrong_number_of_fields", ",".join(values)[:300])
+                yield RejectedRow(number, "wrong_number_of_fields", ",".join(values)[:TEXT_LIMIT])
 
 
 _Record = tuple[int, list[str]] | RejectedRow
-
-
-def _again(first: _Record, rest: Iterator[_Record]) -> Iterator[_Record]:
-    yield first
-    yield from rest
 
 
 class _Lines:

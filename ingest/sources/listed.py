@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from ingest.pair import TEXT_LIMIT
 from ingest.sources.source import Source
 from pipeline.core.errors import DataError
 
@@ -55,5 +56,5 @@ class FieldColumns(Source):
         if not self.header:
             raise DataError(f"{self.path}: header is false, so {key} must be a position from 0, not {column!r}")
         if column not in names:
-            raise DataError(f"{self.path}: no column {column!r} (setting {key} of the source) in its first row: {', '.join(names)[:300]}")
+            raise DataError(f"{self.path}: no column {column!r} (setting {key} of the source) in its first row: {', '.join(names)[:TEXT_LIMIT]}")
         return names.index(column)

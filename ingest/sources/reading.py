@@ -24,9 +24,10 @@ def open_list(path: str) -> Iterator[IO[bytes]]:
         DataError: the file is missing, or its gzip is damaged (which may show only while reading).
     """
     with storage.open_read(path) as file, storage.errors_named(path):  # also what goes wrong in the middle of the list
+        raw: Any = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
         try:
             # buffered again: the lines of an s3fs or a gzip file are found in Python, which takes longer than all the rest
-            with io.BufferedReader(gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file, BUFFER_BYTES) as buffered:  # type: ignore[type-var]
+            with io.BufferedReader(raw, BUFFER_BYTES) as buffered:
                 yield buffered
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{path}: damaged gzip ({error}); copy or download it again") from error

@@ -96,6 +96,15 @@ def test_pictures_come_out_of_the_zips_and_those_in_none_are_rejected(tmp_path: 
         assert read_member(row.member, 10**6) == pictures[number]
 
 
+def test_pictures_in_archives_need_no_url(tmp_path: Path, read: Read, make_zip: Callable[..., str]) -> None:
+    images = [{"id": 7, "file_name": "shapes/a.png"}]
+    path = write_captions(tmp_path / "captions.json", images, [{"image_id": 7, "id": 1, "caption": "a red circle"}])
+    (row,) = read("coco", path, name="shapes", archives=[make_zip(tmp_path / "a.zip", {"shapes/a.png": b"png"})])
+    assert isinstance(row, Pair)
+    assert (row.url, row.captions) == ("archive://shapes/shapes/a.png", ("a red circle",))
+    assert read("coco", path) == [RejectedRow(1, "no_url", "None")]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -78,6 +78,12 @@ def test_csv_bytes_that_are_no_utf8_and_nuls_do_not_disturb_their_neighbours(tmp
     assert rows[1] == Pair("http://a/2", ("nul \x00 inside",))
 
 
+def test_a_csv_whose_first_row_cannot_be_read_is_refused(tmp_path: Path, read: Read) -> None:
+    (tmp_path / "list.csv").write_text('"url,caption\nhttp://a/1,x\n')
+    with pytest.raises(DataError, match=r"list\.csv: its first row cannot be read \(not_csv\)"):
+        read("csv", tmp_path / "list.csv")
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(captions=st.lists(st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: bool(text.strip())), min_size=1, max_size=8))
 def test_what_a_csv_writer_wrote_is_read_back(captions: list[str], tmp_path: Path, read: Read) -> None:
