@@ -2,8 +2,9 @@
 
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Literal, Union
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from ingest.sources import SOURCES
 from ingest.sources.source import Source
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
 else:
     AnySource = Annotated[Union[tuple(SOURCES.values())], Field(discriminator="type")]  # noqa: UP007  # made from the table
 
+HEADER_TEXT = r"^[\x20-\x7e]+$"
+
+
+def _a_proxy(url: str) -> str:
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise ValueError("expected http://host:port or https://host:port")
+    return url
+
 
 class FetchConfig(Section):
     """How the web is asked: bounds, politeness, and what a server may say about it."""
@@ -24,17 +33,35 @@ class FetchConfig(Section):
     max_redirects: int = Field(default=5, ge=0, description="redirects followed for one URL; each is checked like the first address")
     attempts: int = Field(default=3, ge=1, description="how often a URL is asked for when what went wrong may pass (timeouts, connections, 429, 5xx)")
     backoff_s: float = Field(default=0.5, ge=0, description="seconds before the second attempt, doubled for each further one, times a random 0.5 to 1.5")
+    ports: list[int] = Field(
+        default=[80, 443, 8080, 8443],
+        description="ports that are asked; others are refused (blocked_address); allow_loopback opens all, since demos choose theirs",
+    )
     connections_per_host: int = Field(default=8, ge=1, description="fetches in flight to one host in each process")
     requests_per_second_per_host: float | None = Field(default=None, gt=0, description="upper bound in each process; default: none")
-    user_agent: str = Field(default="albef-ingest/0.1", min_length=1, description="how the crawler names itself to servers")
-    contact: str | None = Field(default=None, description="where its operator can be reached, a URL or an e-mail address; becomes part of the user agent")
-    robots_txt: bool = Field(default=False, description="ask each host for robots.txt, once a process and day, and obey it (robots_txt)")
+    user_agent: str = Field(
+        default="albef-ingest/0.1",
+        pattern=HEADER_TEXT,
+        description="how the crawler names itself to servers; what is before the slash is its name in robots.txt and X-Robots-Tag",
+    )
+    contact: str | None = Field(
+        default=None,
+        pattern=HEADER_TEXT,
+        description="where its operator can be reached, a URL or an e-mail address; becomes part of the user agent",
+    )
+    robots_txt: bool = Field(
+        default=False,
+        description="ask each host for robots.txt, once a process and day, and obey it (robots_txt); its Crawl-delay, if shorter than timeout_s, is kept too",
+    )
     opt_out_directives: list[str] = Field(
-        default=["noai", "noimageai", "noindex", "noimageindex", "none", "noml"],
-        description="X-Robots-Tag words, in lower case, that keep a picture out (opted_out)",
+        default=["noai", "noimageai", "noindex", "noimageindex", "none", "noml", "unavailable_after"],
+        description="X-Robots-Tag words, in lower case, that keep a picture out (opted_out); unavailable_after does once its date has passed",
     )
     tdm_reservation: bool = Field(default=True, description="obey the header TDM-Reservation: 1 (opted_out)")
-    proxy: str | None = Field(default=None, description="an HTTP proxy all requests go through; names are still resolved and checked here first")
+    proxy: Annotated[str, AfterValidator(_a_proxy)] | None = Field(
+        default=None,
+        description="an HTTP proxy all requests go through, such as http://host:3128; names are resolved and checked here first, but it resolves them again",
+    )
     ca_file: str | None = Field(default=None, description="further certificates to trust, in PEM, such as those of a proxy")
     allow_loopback: bool = Field(default=False, description="let pictures come from this machine (127.0.0.0/8 and ::1), for demos and tests")
 

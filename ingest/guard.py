@@ -3,7 +3,10 @@
 import asyncio
 import ipaddress
 import socket
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 
+from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
@@ -21,6 +24,7 @@ REFUSED_NETWORKS = tuple(
         "3fff::/20",  # documentation, newer than Python 3.11's table
     )
 )
+DNS_THREADS = 64  # a dead name server holds a thread for ten seconds and more
 GLOBAL_UNICAST_V6 = ipaddress.ip_network("2000::/3")  # the only IPv6 block with public hosts
 
 
@@ -55,18 +59,20 @@ def _embedded(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     return ipaddress.IPv4Address(number) if 1 < number < 2**32 else None
 
 
-def check_url(url: URL, allow_loopback: bool = False) -> None:
-    """Refuse a URL by its literal address; names are checked when they are resolved.
+def check_url(url: URL, allow_loopback: bool = False, ports: Collection[int] = ()) -> None:
+    """Check the scheme, the port (empty `ports`: any) and, when the host is an address, the address; names are checked when they are resolved.
 
     Raises:
         ValueError: it is no http or https URL with a host.
-        BlockedAddress: its host is an address that is refused.
+        BlockedAddress: its host is an address that is refused, or its port is.
     """
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.raw_host:
         raise ValueError(f"not an http or https URL: {str(url)[:200]}")
-    if not _is_address(url.host):
+    if ports and url.port not in ports:
+        raise BlockedAddress(f"port {url.port} is not one of {', '.join(map(str, ports))}")
+    if not _is_address(url.raw_host):
         return
-    if reason := refusal(url.host, allow_loopback):
+    if reason := refusal(url.raw_host, allow_loopback):
         raise BlockedAddress(reason)
 
 
@@ -81,10 +87,13 @@ class GuardedResolver(AbstractResolver):
 
     def __init__(self, allow_loopback: bool = False) -> None:
         self.allow_loopback = allow_loopback
+        # Its own threads, not the loop's: the end of asyncio.run would wait for look-ups that nobody wants any more.
+        self._threads = ThreadPoolExecutor(DNS_THREADS, thread_name_prefix="dns")
 
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
         """Raises BlockedAddress when the name leads to a refused address, OSError when it leads nowhere."""
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG)
+        look_up = asyncio.get_running_loop().run_in_executor
+        found = await look_up(self._threads, socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG)
         results: list[ResolveResult] = []
         for address_family, _, protocol, _, sockaddr in found:
             address = str(sockaddr[0])
@@ -95,4 +104,17 @@ class GuardedResolver(AbstractResolver):
         return results
 
     async def close(self) -> None:
-        """Nothing to close."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class GuardedSocket:
+    """Makes the connector's sockets; the last check, on the very address that is connected to, whatever parsed the URL before."""
+
+    def __init__(self, allow_loopback: bool) -> None:
+        self.allow_loopback = allow_loopback
+
+    def __call__(self, info: AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, sockaddr = info
+        if reason := refusal(str(sockaddr[0]), self.allow_loopback):
+            raise BlockedAddress(reason)
+        return socket.socket(family, kind, protocol)

@@ -17,7 +17,7 @@ class Outcome(StrEnum):
 
     SUCCESS = "success"
     BAD_URL = "bad_url"  # no http or https URL
-    BLOCKED_ADDRESS = "blocked_address"  # private, loopback, link-local, metadata, ...
+    BLOCKED_ADDRESS = "blocked_address"  # private, loopback, link-local, metadata, ..., or a port that is not asked
     DNS_FAILED = "dns_failed"
     CONNECTION_FAILED = "connection_failed"
     TLS_FAILED = "tls_failed"
@@ -30,8 +30,9 @@ class Outcome(StrEnum):
     HTTP_429 = "http_429"
     HTTP_5XX = "http_5xx"
     HTTP_STATUS_OTHER = "http_status_other"
-    OPTED_OUT = "opted_out"  # an X-Robots-Tag header forbids the use
-    BAD_RESPONSE = "bad_response"  # no valid HTTP, or bytes beyond the announced length
+    ROBOTS_TXT = "robots_txt"  # the host's robots.txt forbids asking, or could not be had for an error of the server
+    OPTED_OUT = "opted_out"  # an X-Robots-Tag or TDM-Reservation header forbids the use
+    BAD_RESPONSE = "bad_response"  # no valid HTTP, or compressed in a way that was not asked for
     TRUNCATED = "truncated"  # fewer bytes than announced, or a picture without its end
     TOO_LARGE = "too_large"  # bytes or pixels
     TOO_SMALL = "too_small"

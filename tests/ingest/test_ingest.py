@@ -29,7 +29,7 @@ BAD = {
     "status/404": "http_404",
     "status/500": "http_5xx",
     "truncated/1": "truncated",
-    "longer/1": "bad_response",
+    "longer/1": "truncated",
     "html/1": "not_an_image",
     "empty/1": "not_an_image",
     "slow/1": "timeout",
