@@ -10,18 +10,20 @@ import time
 import zlib
 from dataclasses import dataclass
 from types import TracebackType
+from typing import cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from ingest import robots
-from ingest.announced_length import AnnouncedLengthHandler
 from ingest.config import FetchConfig
 from ingest.guard import BlockedAddress, GuardedResolver, GuardedSocket, check_url
 from ingest.opt_out import opted_out, reserved
 from ingest.outcomes import Ended, Outcome, of_status
 from ingest.politeness import Budget, Host, backoff_s, retry_after_s
+from ingest.response_handler import SteadyResponseHandler
 from pipeline.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class Fetcher:
             ttl_dns_cache=DNS_CACHE_S,
             keepalive_timeout=KEEP_ALIVE_S,
         )
-        connector._factory = functools.partial[ResponseHandler](AnnouncedLengthHandler, asyncio.get_running_loop())
+        connector._factory = cast(functools.partial[ResponseHandler], functools.partial(SteadyResponseHandler, asyncio.get_running_loop()))
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -291,7 +293,7 @@ def _ended(error: Exception, url: URL) -> Ended:
         return Ended(Outcome.BAD_URL, text)
     if isinstance(error, aiohttp.ClientConnectionError | OSError):
         return MayPass(Outcome.CONNECTION_FAILED, text)
-    if isinstance(error, aiohttp.ClientError):
+    if isinstance(error, aiohttp.ClientError | HttpProcessingError):
         return MayPass(Outcome.BAD_RESPONSE, text)  # on a kept connection it may be the surplus of the response before
     log.error("unexpected while fetching %s", url, exc_info=error)
     return Ended(Outcome.UNEXPECTED_ERROR, f"{type(error).__name__}: {error}")

@@ -4,11 +4,16 @@ import asyncio
 import contextlib
 import itertools
 import ssl
+import struct
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from types import TracebackType
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+UNTIL_CLOSED = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -57,15 +62,40 @@ def repeats(start: bytes, part: bytes, times: int | None = None, every_s: float 
     return answer
 
 
+def chunked(*chunks: bytes) -> bytes:
+    """A whole chunked body, head included."""
+    return CHUNKED + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+
+
 async def never(writer: asyncio.StreamWriter) -> None:
     """Accepts, and says nothing."""
     await asyncio.sleep(3600)
+
+
+def zeros_png(width: int, height: int, bits: int = 8, colour: int = 2, rows_at_once: int = 100) -> bytes:
+    """A whole and valid black PNG of any size, in milliseconds: one compressed block of rows, repeated."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    row = bytes(1 + (width * channels * bits + 7) // 8)
+    blocks, rest = divmod(height, rows_at_once)
+    compressor = zlib.compressobj(9)
+    start = compressor.compress(b"") + compressor.flush(zlib.Z_FULL_FLUSH)
+    block = compressor.compress(row * rows_at_once) + compressor.flush(zlib.Z_FULL_FLUSH)
+    end = compressor.compress(row * rest) + compressor.flush()
+    adler = ((len(row) * height) % 65521) << 16 | 1  # Adler-32 of so many zeros
+    pixels = start + block * blocks + end[:-4] + struct.pack(">I", adler)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 class Server:
     """One port on loopback, served by a thread until the block is left."""
 
     scheme = "http"
+    address = "127.0.0.1"
     tls: ssl.SSLContext | None = None
 
     def __enter__(self) -> "Server":
@@ -82,8 +112,8 @@ class Server:
         self._thread.join(10)
         self._loop.close()
 
-    def url(self, path: str = "", host: str = "127.0.0.1") -> str:
-        return f"{self.scheme}://{host}:{self.port}/{path}"
+    def url(self, path: str = "", host: str | None = None) -> str:
+        return f"{self.scheme}://{host or self.address}:{self.port}/{path}"
 
     async def _hang_up(self) -> None:
         talks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -93,7 +123,7 @@ class Server:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._guarded_talk, "127.0.0.1", 0, ssl=self.tls, backlog=512, limit=2**20))
+        server = self._loop.run_until_complete(asyncio.start_server(self._guarded_talk, self.address, 0, ssl=self.tls, backlog=512, limit=2**20))
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         self._loop.run_forever()
@@ -114,8 +144,8 @@ class Server:
 class Site(Server):
     """Pages by path; an unknown path is a 404. `asked` has the time and the path of each request, `heads` all that the client said."""
 
-    def __init__(self, pages: dict[str, Answer], tls: ssl.SSLContext | None = None) -> None:
-        self.pages, self.tls = pages, tls
+    def __init__(self, pages: dict[str, Answer], tls: ssl.SSLContext | None = None, address: str = "127.0.0.1") -> None:
+        self.pages, self.tls, self.address = pages, tls, address  # a further address in 127.0.0.0/8 is a host of its own
         self.scheme = "http" if tls is None else "https"
         self.asked: list[tuple[float, str]] = []
         self.heads: list[str] = []

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import trustme
-from hostile_web import Proxy, Site, never, repeats, response, says, then_closes
+from hostile_web import CHUNKED, Proxy, Site, never, repeats, response, says, then_closes
 
 from ingest.config import FetchConfig
 from ingest.fetch import Fetched, Fetcher
@@ -261,6 +261,15 @@ def test_surplus_that_comes_late_costs_the_next_url_of_the_connection_one_attemp
     with Site({"a": then_closes(SURPLUS[:-7], SURPLUS[-7:], pause_s=0.1), "b": says(response(b"b"))}) as site:
         _, innocent = fetch(site.url("a"), site.url("b"), connections_per_host=1, attempts=2, backoff_s=0.01)
     assert (innocent.outcome, innocent.attempts) == (Outcome.SUCCESS, 2)
+
+
+@pytest.mark.parametrize(
+    "packets", [(CHUNKED + b"3\r\nabc\r\nzz\r\n",), (CHUNKED, b"3\r\nabc\r\nzz\r\n"), (CHUNKED + b"3\r\nabc\r\n", b"zz\r\n"), (CHUNKED, b"3\r\nabcd")]
+)
+def test_an_invalid_chunk_is_a_bad_response_at_once_in_whatever_packets_it_comes(packets: tuple[bytes, ...]) -> None:
+    with Site({"a": then_closes(*packets, pause_s=0.05)}) as site:
+        [fetched] = fetch(site.url("a"))
+    assert fetched.outcome is Outcome.BAD_RESPONSE, fetched.detail
 
 
 def test_surplus_bytes_are_never_taken_for_the_next_response() -> None:

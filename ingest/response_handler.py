@@ -1,4 +1,4 @@
-"""A body ends where its Content-Length says, whatever comes after and in whatever packets."""
+"""aiohttp's end of a connection, with responses that end the same way in whatever packets they come."""
 
 import re
 from typing import Any
@@ -9,8 +9,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 LENGTH = re.compile(rb"^content-length:[ \t]*(\d{1,18})[ \t]*\r$", re.IGNORECASE | re.MULTILINE)
 
 
-class AnnouncedLengthHandler(ResponseHandler):
-    """aiohttp's connection, which alone would lose the response when surplus bytes share a packet with its head, and not notice them when they come later."""
+class SteadyResponseHandler(ResponseHandler):
+    """A body ends where its Content-Length says, and what is no HTTP after the head ends the body as a bad response.
+
+    aiohttp alone loses the whole response when surplus bytes share a packet with its head, and does not notice them when they come later.
+    An invalid chunk that comes after the head's packet leaves its reader waiting for ever.
+    """
 
     def set_response_params(self, **params: Any) -> None:
         self._params = params
@@ -28,12 +32,14 @@ class AnnouncedLengthHandler(ResponseHandler):
     def set_exception(self, exc: BaseException, *cause: Any) -> None:
         start, self._start = self._start, b""
         end = _announced_end(start)
-        if not isinstance(exc, HttpProcessingError) or end is None or end >= len(start):
-            super().set_exception(exc, *cause)
+        if isinstance(exc, HttpProcessingError) and end is not None and end < len(start):
+            super().set_response_params(**self._params)  # a fresh parser for what was announced
+            super().data_received(start[:end])
+            self.force_close()
             return
-        super().set_response_params(**self._params)  # a fresh parser for what was announced
-        super().data_received(start[:end])
-        self.force_close()
+        if isinstance(exc, HttpProcessingError) and self._payload not in (None, self._payload_before) and not self._payload.is_eof():
+            self._payload.set_exception(exc)
+        super().set_exception(exc, *cause)
 
 
 def _announced_end(response: bytes) -> int | None:
