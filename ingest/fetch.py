@@ -1,6 +1,7 @@
 """Fetch one URL within hard bounds: public addresses, wall-clock deadline, byte cap, redirect cap, whole bodies only."""
 
 import asyncio
+import contextlib
 import errno
 import functools
 import logging
@@ -8,6 +9,7 @@ import socket
 import ssl
 import time
 import zlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import cast
@@ -21,7 +23,7 @@ from ingest import robots
 from ingest.config import FetchConfig
 from ingest.guard import BlockedAddress, GuardedResolver, GuardedSocket, check_url
 from ingest.opt_out import opted_out, reserved
-from ingest.outcomes import Ended, Outcome, of_status
+from ingest.outcomes import DETAIL_LIMIT, Ended, Outcome, of_status
 from ingest.politeness import Budget, Host, backoff_s, retry_after_s
 from ingest.response_handler import SteadyResponseHandler
 from pipeline.core.errors import ConfigError
@@ -32,6 +34,8 @@ REDIRECTS = (301, 302, 303, 307, 308)
 PASSING_STATUSES = (429, 500, 502, 503, 504)
 DNS_CACHE_S = 300
 KEEP_ALIVE_S = 5.0  # idle connections to thousands of hosts add up: at 100 new hosts a second these are 500 open files
+LARGE_BYTES = 2 * 2**20  # a body beyond this takes one of
+LARGE_BODIES = 4  # places: with 32 lanes at most 28 x 2 + 4 x 20 MiB of bodies, where 32 x 20 would leave a worker of 1 GB nothing to decode in
 GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 robots_memory = robots.Memory()  # one for the process, which fetches shard after shard
@@ -71,6 +75,7 @@ class Fetcher:
     async def __aenter__(self) -> "Fetcher":
         config = self.config
         self._resolver = GuardedResolver(config.allow_loopback)
+        self._large_bodies = asyncio.Semaphore(LARGE_BODIES)
         direct = config.proxy is None  # else the only connections are to the proxy, which may well have an inside address
         connector = aiohttp.TCPConnector(
             limit=0,
@@ -100,16 +105,30 @@ class Fetcher:
         await self._resolver.close()
 
     async def fetch(self, url: str) -> Fetched:
-        """Never raises for what a URL or a server does; waiting for a turn at the host is not part of the deadline.
+        """As `fetching`, for a caller who keeps few bodies."""
+        async with self.fetching(url) as fetched:
+            return fetched
+
+    @contextlib.asynccontextmanager
+    async def fetching(self, url: str) -> AsyncIterator[Fetched]:
+        """How it ended; the block is left when its body is no longer held, so that only LARGE_BODIES large ones are in memory at a time.
+
+        Never raises for what a URL or a server does; waiting for a turn at the host, or for memory, is not part of the deadline.
 
         Raises:
             OSError: this machine has no file descriptors left.
         """
+        budget = Budget(self.config.timeout_s)
+        try:
+            yield await self._fetched(url, budget)
+        finally:
+            self._give_memory_back(budget)
+
+    async def _fetched(self, url: str, budget: Budget) -> Fetched:
         try:
             parsed = URL(url)
         except (ValueError, TypeError) as error:
-            return Fetched(Outcome.BAD_URL, b"", None, 0.0, str(error)[:200], 0)
-        budget = Budget(self.config.timeout_s)
+            return Fetched(Outcome.BAD_URL, b"", None, 0.0, str(error)[:DETAIL_LIMIT], 0)
         try:
             body = await self._within(budget, parsed, picture=True)
         except Ended as end:
@@ -124,6 +143,7 @@ class Fetcher:
                     try:
                         return await self._attempt(url, budget, picture)
                     except MayPass as end:
+                        self._give_memory_back(budget)  # who waits for another turn at the host must not keep others from finishing theirs
                         wait = max(end.retry_after_s, backoff_s(self.config.backoff_s, budget.attempts))
                         if budget.attempts >= self.config.attempts or wait >= budget.left_s:
                             raise
@@ -158,7 +178,7 @@ class Fetcher:
                     if response.status not in REDIRECTS or not location:
                         if response.status != 200:
                             raise self._refused(response, host, budget)
-                        return await self._body(response, picture)
+                        return await self._body(response, picture, budget)
             url = url.join(URL(location))
         raise Ended(Outcome.TOO_MANY_REDIRECTS, f"more than {self.config.max_redirects}")
 
@@ -218,7 +238,17 @@ class Fetcher:
             host.pause(pause_s, end)
         return end
 
-    async def _body(self, response: aiohttp.ClientResponse, picture: bool) -> bytes:
+    async def _wait_for_memory(self, budget: Budget) -> None:
+        with budget.standing_still():
+            await self._large_bodies.acquire()
+        budget.holds_large_body = True
+
+    def _give_memory_back(self, budget: Budget) -> None:
+        if budget.holds_large_body:
+            self._large_bodies.release()
+            budget.holds_large_body = False
+
+    async def _body(self, response: aiohttp.ClientResponse, picture: bool, budget: Budget) -> bytes:
         """Whole, or for a robots.txt as much of it as counts."""
         cap = self.config.max_bytes if picture else robots.MAX_BYTES
         if picture and response.content_length is not None and response.content_length > cap:
@@ -232,6 +262,8 @@ class Fetcher:
                     raise Ended(Outcome.TOO_LARGE, f"more than {cap} bytes", response.status)
                 if size > cap:
                     break
+                if size > LARGE_BYTES and not budget.holds_large_body:
+                    await self._wait_for_memory(budget)
         except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError) as error:  # fewer bytes than announced
             raise MayPass(Outcome.TRUNCATED, f"{size} bytes of {response.content_length or 'unknown'}: {error}", response.status) from error
         return _decoded(b"".join(pieces), response, cap)

@@ -14,7 +14,7 @@ from ingest.outcomes import Ended, Outcome
 
 
 class Budget:
-    """The wall time of one URL and its attempts; the clock stands still while the URL waits for its turn at a host, which is our doing and not the server's.
+    """What one URL may use: its wall time and its attempts; the clock stands still while it waits for its turn at a host, which is our doing.
 
     To be made inside a task; `timer` is entered around all of the URL's work.
     """
@@ -22,6 +22,7 @@ class Budget:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.attempts = 0
+        self.holds_large_body = False
         self._loop = asyncio.get_running_loop()
         self.timer = asyncio.timeout(seconds)
 

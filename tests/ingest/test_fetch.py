@@ -18,7 +18,7 @@ import trustme
 from hostile_web import CHUNKED, Proxy, Site, never, repeats, response, says, then_closes
 
 from ingest.config import FetchConfig
-from ingest.fetch import Fetched, Fetcher
+from ingest.fetch import LARGE_BODIES, Fetched, Fetcher
 from ingest.outcomes import Outcome
 from pipeline.core.errors import ConfigError
 
@@ -305,6 +305,31 @@ def test_compression_that_nobody_asked_for_is_undone_within_the_byte_cap() -> No
         "bomb": "too_large",
     }
     assert {ends[path].body for path in ("gzip", "deflate", "unknown")} == {b"picture"}
+
+
+def test_only_a_few_large_bodies_are_held_at_a_time_and_all_come_through() -> None:
+    large, held, most = 3_000_000, 0, 0
+    cut = then_closes(response(bytes(large - 1), length=large))
+    with Site({"large": says(response(bytes(large))), "small": says(response(b"small")), "cut": cut}) as site:
+
+        async def keep(fetcher: Fetcher, path: str) -> Outcome:
+            nonlocal held, most
+            async with fetcher.fetching(site.url(path)) as fetched:
+                held += len(fetched.body) == large
+                most = max(most, held)
+                await asyncio.sleep(0.02)
+                held -= len(fetched.body) == large
+            return fetched.outcome
+
+        async def keep_all(paths: list[str]) -> list[Outcome]:
+            async with Fetcher(FetchConfig(allow_loopback=True, timeout_s=5, attempts=2, backoff_s=0.01, connections_per_host=6)) as fetcher:
+                return await asyncio.gather(*(keep(fetcher, path) for path in paths))
+
+        paths = ["large", "small", "cut"] * 12
+        outcomes = asyncio.run(keep_all(paths))
+    expected = {"large": Outcome.SUCCESS, "small": Outcome.SUCCESS, "cut": Outcome.TRUNCATED}
+    assert outcomes == [expected[path] for path in paths]
+    assert most == LARGE_BODIES
 
 
 @pytest.fixture
