@@ -168,9 +168,9 @@ class Fetcher:
             if picture and self.config.robots_txt:
                 await self._obey_robots(url, host, budget)
             async with host.turn(budget):
+                budget.attempts += hop == 0
                 if self.config.proxy is not None:
                     await self._check_name(url)
-                budget.attempts += hop == 0
                 async with self._session.get(url, allow_redirects=False) as response:
                     if picture:
                         self._check_opt_out(response)
@@ -233,10 +233,9 @@ class Fetcher:
         pause_s = retry_after_s(response.headers.get("Retry-After"))
         if pause_s is None and response.status == 429:
             pause_s = backoff_s(self.config.backoff_s, budget.attempts)
-        end = MayPass(outcome, reason, response.status, pause_s or 0.0)
         if pause_s is not None:
-            host.pause(pause_s, end)
-        return end
+            host.pause(pause_s, outcome, response.status)
+        return MayPass(outcome, reason, response.status, pause_s or 0.0)
 
     async def _wait_for_memory(self, budget: Budget) -> None:
         with budget.standing_still():

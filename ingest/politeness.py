@@ -52,7 +52,7 @@ class Host:
         self.interval_s = 0.0 if requests_per_second is None else 1 / requests_per_second
         self._slots = asyncio.Semaphore(connections)
         self._next_at = 0.0
-        self._pause: tuple[float, Ended] = (0.0, Ended(Outcome.HTTP_429))
+        self._pause: tuple[float, Outcome, int] = (0.0, Outcome.HTTP_429, 429)
 
     @contextlib.asynccontextmanager
     async def turn(self, budget: Budget) -> AsyncIterator[None]:
@@ -80,17 +80,17 @@ class Host:
         """At least `interval_s` seconds from now on between requests."""
         self.interval_s = max(self.interval_s, interval_s)
 
-    def pause(self, seconds: float, why: Ended) -> None:
-        """Nobody asks this host for `seconds` seconds; `why` is the answer that asked for it."""
+    def pause(self, seconds: float, outcome: Outcome, status: int) -> None:
+        """Nobody asks this host for `seconds` seconds; the rest is the answer that asked for it."""
         until = time.monotonic() + seconds
         if until > self._pause[0]:
-            self._pause = (until, why)
+            self._pause = (until, outcome, status)
 
     async def _pause_over(self, budget: Budget) -> None:
         while (wait := self._pause[0] - time.monotonic()) > 0:
             if wait >= budget.left_s:
-                why = self._pause[1]
-                raise Ended(why.outcome, f"not asked: the host wants a pause of {wait:.0f} s more", why.status)
+                _, outcome, status = self._pause
+                raise Ended(outcome, f"not asked: the host wants a pause of {wait:.0f} s more", status)
             await asyncio.sleep(wait)
 
     def _reserved_in_s(self) -> float:

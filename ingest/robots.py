@@ -27,7 +27,7 @@ class Rules:
     def check(self, url: URL, product: str) -> None:
         """Raises Ended when this URL may not be asked for."""
         if self.refusal is not None:
-            raise self.refusal
+            raise Ended(self.refusal.outcome, self.refusal.detail, self.refusal.status)  # a new one: raised again and again it would gather tracebacks
         if self.parsed is not None and not self.parsed.can_fetch(str(url), product):
             raise Ended(Outcome.ROBOTS_TXT, f"{url.path} is disallowed for {product}")
 

@@ -317,19 +317,19 @@ def test_only_a_few_large_bodies_are_held_at_a_time_and_all_come_through() -> No
             async with fetcher.fetching(site.url(path)) as fetched:
                 held += len(fetched.body) == large
                 most = max(most, held)
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.1)
                 held -= len(fetched.body) == large
             return fetched.outcome
 
         async def keep_all(paths: list[str]) -> list[Outcome]:
-            async with Fetcher(FetchConfig(allow_loopback=True, timeout_s=5, attempts=2, backoff_s=0.01, connections_per_host=6)) as fetcher:
+            async with Fetcher(FetchConfig(allow_loopback=True, timeout_s=20, attempts=2, backoff_s=0.01, connections_per_host=40)) as fetcher:
                 return await asyncio.gather(*(keep(fetcher, path) for path in paths))
 
         paths = ["large", "small", "cut"] * 12
         outcomes = asyncio.run(keep_all(paths))
     expected = {"large": Outcome.SUCCESS, "small": Outcome.SUCCESS, "cut": Outcome.TRUNCATED}
     assert outcomes == [expected[path] for path in paths]
-    assert most == LARGE_BODIES
+    assert 2 <= most <= LARGE_BODIES  # of 12 that could have been
 
 
 @pytest.fixture
@@ -469,6 +469,14 @@ def test_the_guard_stands_before_the_proxy_too(names: dict[str, list[str | int]]
         assert proxy.asked == [f"GET {site.url('a')}"]
         [loopback] = fetch(site.url("a"), proxy=proxy.url(), allow_loopback=False)
         assert loopback.outcome is Outcome.BLOCKED_ADDRESS
+
+
+def test_a_busy_name_server_before_a_proxy_costs_attempts_too(names: dict[str, list[str | int]]) -> None:
+    names["busy.example"] = [socket.EAI_AGAIN]
+    with Proxy() as proxy:
+        [fetched] = fetch("http://busy.example/a", proxy=proxy.url(), attempts=3, backoff_s=0.0)
+        assert proxy.asked == []
+    assert (fetched.outcome, fetched.attempts, len(names["asked"])) == (Outcome.DNS_FAILED, 3, 3)
 
 
 def test_a_proxy_that_is_gone_or_refuses_is_a_failed_connection(names: dict[str, list[str | int]]) -> None:
