@@ -13,6 +13,12 @@ from ingest.fetch import Fetched, Fetcher
 from ingest.outcomes import Outcome
 
 
+@pytest.fixture(autouse=True)
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new process's: a port, and with it an origin, may come back from an earlier test."""
+    monkeypatch.setattr("ingest.fetch.robots_memory", robots.Memory())
+
+
 def fetch(site: Site, *paths: str, **settings: object) -> list[Fetched]:
     config = FetchConfig.model_validate({"allow_loopback": True, "robots_txt": True, "attempts": 1, "timeout_s": 2} | settings)
 
