@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from ingest import journal, lease, lifeline, picture, published
-from ingest.config import IngestConfig, StoreConfig
+from ingest import journal, lease, lifeline, published
+from ingest.config import IngestConfig
 from ingest.fetch import Fetched, Fetcher
 from ingest.journal import Journal
 from ingest.lease import Lease, LeaseLost
 from ingest.outcomes import Ended, Outcome
 from ingest.pair_table import COLUMNS
+from ingest.picture import Preparer
 from ingest.progress import ShardProgress
 from ingest.spool import Spool
 from pipeline.core import storage
@@ -48,7 +49,6 @@ def _without_torch() -> Iterator[None]:
 
 with _without_torch():  # the wandb, albumentations and pandas this drags in take two seconds: only the engine's processes import this module
     from img2dataset.downloader import Downloader, compute_key
-    from img2dataset.resizer import Resizer
 
 log = logging.getLogger(__name__)
 
@@ -73,17 +73,6 @@ def shard_name(shard_id: int) -> str:
     return f"{shard_id:0{SHARD_DIGITS}d}"
 
 
-def make_resizer(store: StoreConfig) -> Any:
-    return Resizer(
-        image_size=store.image_size,
-        resize_mode=store.resize_mode,
-        resize_only_if_bigger=not store.upscale,
-        encode_quality=store.encode_quality,
-        encode_format="jpg",
-        skip_reencode=store.skip_reencode,
-    )
-
-
 class GuardedDownloader(Downloader):  # type: ignore[misc]
     """Called by img2dataset's distributor in a worker process, once a shard, with (shard id, file with its rows).
 
@@ -94,7 +83,7 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
     def __init__(self, config: IngestConfig, spool: Spool, parent_pid: int | None, holders_are_dead: bool) -> None:
         super().__init__(
             sample_writer_class=None,
-            resizer=make_resizer(config.store),
+            resizer=None,
             thread_count=config.engine.concurrency,
             save_caption=True,
             extract_exif=False,
@@ -154,7 +143,7 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
         rows = self._patiently(lambda: _read_rows(row[1]))
         with journal.open_journal(self.spool.journal(name), held.generation, self.config.engine.storage_patience_s) as kept:
             progress.outcomes.update(facts["outcome"] for facts in kept.facts.values())
-            finished = asyncio.run(_ShardFetch(self.config, self.resizer, self.spool, rows, kept, held, progress).run())
+            finished = asyncio.run(_ShardFetch(self.config, self.spool, rows, kept, held, progress).run())
             if not finished:
                 return
             self._publish(name, row[0], rows, kept, held)
@@ -199,15 +188,16 @@ def _samples(table: list[Row], kept: Journal, held: Lease) -> Iterator[SampleToW
 class _ShardFetch:
     """One shard's rows through fetch, check and resize into the journal; `concurrency` rows are in flight, one thread turns bodies into pictures."""
 
-    def __init__(self, config: IngestConfig, resizer: Any, spool: Spool, rows: list[Row], kept: Journal, held: Lease, progress: ShardProgress) -> None:
-        self.config, self.resizer, self.spool, self.lease = config, resizer, spool, held
+    def __init__(self, config: IngestConfig, spool: Spool, rows: list[Row], kept: Journal, held: Lease, progress: ShardProgress) -> None:
+        self.config, self.spool, self.lease = config, spool, held
+        self.prepare = Preparer(config.store)
         self.rows, self.journal, self.progress = rows, kept, progress
         self.missing = iter([index for index in range(len(rows)) if index not in kept.facts])
         self.journal_lock = asyncio.Lock()
 
     async def run(self) -> bool:
         """Whether all rows are in the journal now; False when asked to stop before. Either way what was finished is safe."""
-        with ThreadPoolExecutor(1, thread_name_prefix="picture") as pictures:  # one: the Resizer redirects file descriptors of the whole process
+        with ThreadPoolExecutor(1, thread_name_prefix="picture") as pictures:
             async with Fetcher(self.config.fetch) as fetcher:
                 lanes = [asyncio.create_task(self._lane(fetcher, pictures)) for _ in range(self.config.engine.concurrency)]
                 try:
@@ -253,7 +243,7 @@ class _ShardFetch:
             return facts, b""
         facts["sha256"] = hashlib.sha256(fetched.body).hexdigest()
         try:
-            prepared = picture.prepare(fetched.body, self.resizer, self.config.store.min_size, self.config.store.max_pixels)
+            prepared = self.prepare(fetched.body)
         except Ended as end:
             return facts | {"outcome": end.outcome.value, "detail": end.detail}, b""
         except Exception as error:

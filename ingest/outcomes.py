@@ -36,6 +36,8 @@ class Outcome(StrEnum):
     TRUNCATED = "truncated"  # fewer bytes than announced, or a picture without its end
     TOO_LARGE = "too_large"  # bytes or pixels
     TOO_SMALL = "too_small"
+    TOO_LONG = "too_long"  # the aspect ratio
+    BAD_BOXES = "bad_boxes"  # what should be blurred is not known for sure, so nothing is stored
     NOT_AN_IMAGE = "not_an_image"
     DECODE_FAILED = "decode_failed"
     DAMAGED_MEMBER = "damaged_member"  # of a zip or tar the user has: cut off, or with another checksum

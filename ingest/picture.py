@@ -1,98 +1,93 @@
-"""From the bytes of a response to the bytes of a sample: bounds from the header before any decoding, upright 8-bit RGB, img2dataset's Resizer."""
+"""From the bytes of a response to the bytes of a sample: bounds from the header before any decoding, then upright 8-bit sRGB in a JPEG."""
 
-import io
-import warnings
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ingest.outcomes import Ended, Outcome
+from ingest import jpeg, other_formats, webp
+from ingest.blur import blur, checked_boxes
+from ingest.colour import is_srgb, to_gray, to_srgb
+from ingest.store import StoreConfig
+from ingest.header import FULL, Header, Pixels, check_bounds
+from ingest.phash import phash
+from ingest.resize import fit, plan, reduced_scale, resize
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # decoders a stranger's bytes may reach; JPEG's opens a phone's MPO too
-ORIENTATION = 0x0112  # EXIF tag; 1 is upright
-MODES_AS_THEY_ARE = {"JPEG": ("RGB", "L"), "MPO": ("RGB", "L"), "PNG": ("RGB",), "WEBP": ("RGB",)}
-LAST_BYTES = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+LARGE_PIXELS = 8_000_000  # pictures above this are decoded one at a time: a progressive JPEG takes up to 9 bytes a pixel
+
+# EXIF orientation -> what makes it upright; 5 to 8 swap width and height
+UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda pixels: pixels,
+    2: np.fliplr,
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: np.flipud,
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture as it is stored (JPEG) with its size, and the size it came with (upright)."""
+    """A picture as it is stored (JPEG) with its size, the size it came with (upright), and its perceptual hash."""
 
     jpeg: bytes
     width: int
     height: int
     original_width: int
     original_height: int
+    phash: str
 
 
-def prepare(body: bytes, resizer: Any, min_size: int, max_pixels: int) -> Prepared:
-    """Check, turn upright and resize; `resizer` is img2dataset's (stream -> bytes, width, height, original width, original height, error).
+class Preparer:
+    """Made once a worker; may be called from several threads: the decoders, filters and encoders let go of the interpreter lock."""
+
+    def __init__(self, store: StoreConfig) -> None:
+        self.store = store
+        self.one_large = threading.Lock()
+        cv2.setNumThreads(1)  # the engine has its own processes and threads
+
+    def __call__(self, body: bytes, boxes: object = None) -> Prepared:
+        """`boxes` is used when the store has a blur_column.
+
+        Raises:
+            Ended: not an image, too large, too small, too long, truncated, not decodable, or with boxes that cannot be used.
+        """
+        header = read_header(body, self.store.max_pixels)
+        check_bounds(header.width, header.height, self.store)
+        hidden = checked_boxes(boxes) if self.store.blur_column is not None else []
+        if header.width * header.height > LARGE_PIXELS:
+            with self.one_large:
+                return self._prepared(body, header, hidden)
+        return self._prepared(body, header, hidden)
+
+    def _prepared(self, body: bytes, header: Header, hidden: list[tuple[float, float, float, float]]) -> Prepared:
+        width, height = header.upright_size
+        made = plan(width, height, self.store)
+        if made is None and not hidden and self.store.skip_reencode and header.bare and header.orientation == 1:
+            gray = jpeg.check(body)
+            if is_srgb(header.profile, gray=False) and is_srgb(header.profile, gray=True):
+                return Prepared(body, width, height, width, height, phash(gray))
+        resized, stored = (made.resized, made.stored) if made else ((width, height), (width, height))
+        scale = reduced_scale(width, height, made, header.scales) if made and self.store.fast_resize else FULL
+        as_stored = resized[::-1] if header.orientation >= 5 else resized
+        pixels = resize(header.decode(scale), as_stored, enlarge=made is not None and made.enlarged, fast=self.store.fast_resize)
+        pixels = to_srgb(UPRIGHT[header.orientation](pixels), header.profile)
+        pixels = np.ascontiguousarray(fit(blur(pixels, hidden), stored))
+        return Prepared(jpeg.encode(pixels, self.store.encode_quality), *stored, width, height, phash(to_gray(pixels)))
+
+
+def read_header(body: bytes, max_pixels: int) -> Header:
+    """By the first bytes, whatever the server called it.
 
     Raises:
-        Ended: not an image, too large, too small, truncated or not decodable.
+        Ended: not an image, or its header is broken.
     """
-    image = _opened(body)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise Ended(Outcome.TOO_LARGE, f"{width} x {height} pixels")
-    if min(width, height) < min_size:
-        raise Ended(Outcome.TOO_SMALL, f"{width} x {height} pixels")
-    stream = io.BytesIO(body if _is_plain(image) else _plain_bitmap(image, body))
-    jpeg, width, height, original_width, original_height, error = resizer(stream)
-    if error is not None:
-        raise _undecodable(body, image.format, error)
-    return Prepared(jpeg, width, height, original_width, original_height)
-
-
-def _opened(body: bytes) -> Image.Image:
-    """The header alone is read here."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our cap comes next
-            return Image.open(io.BytesIO(body), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise Ended(Outcome.TOO_LARGE, str(error)) from error
-    except UnidentifiedImageError:
-        start = body[:16].lstrip().lower()
-        raise Ended(Outcome.NOT_AN_IMAGE, "empty" if not body else "a text or web page" if start[:1] == b"<" else f"starts with {body[:8]!r}") from None
-    except (OSError, ValueError, OverflowError) as error:
-        raise Ended(Outcome.DECODE_FAILED, f"{type(error).__name__}: {error}") from error
-
-
-def _is_plain(image: Image.Image) -> bool:
-    """Whether OpenCV, which knows nothing of EXIF, palettes, CMYK or 16 bits, reads it right."""
-    animated = getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
-    return image.mode in MODES_AS_THEY_ARE.get(image.format or "", ()) and not animated and _orientation(image) == 1
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # a broken EXIF block says nothing; the pixels may be fine
-        return 1
-
-
-def _plain_bitmap(image: Image.Image, body: bytes) -> bytes:
-    """First frame, upright, 8-bit RGB on white, as BMP: lossless and cheap to read back."""
-    try:
-        image = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-        if image.mode.startswith("I"):  # 16 bits a pixel; PIL's own conversion would clip to 255
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        bitmap = io.BytesIO()
-        image.convert("RGB").save(bitmap, "BMP")
-    except Exception as error:
-        raise _undecodable(body, image.format, f"{type(error).__name__}: {error}") from error
-    return bitmap.getvalue()
-
-
-def _undecodable(body: bytes, image_format: str | None, detail: str) -> Ended:
-    """Truncated when the format's last bytes are missing, though the server sent what it announced."""
-    last = LAST_BYTES.get(image_format or "")
-    cut = last is not None and last not in body[-64:]
-    return Ended(Outcome.TRUNCATED if cut else Outcome.DECODE_FAILED, detail)
+    if body.startswith(b"\xff\xd8\xff"):
+        return jpeg.read_header(body)
+    if body[:4] == b"RIFF" and body[8:12] == b"WEBP":
+        return webp.read_header(body)
+    return other_formats.read_header(body, max_pixels)

@@ -17,6 +17,11 @@ class StoreConfig(Section):
     upscale: bool = Field(default=False, description="also enlarge pictures that are smaller than image_size")
     encode_quality: int = Field(default=95, ge=1, le=100, description="JPEG quality of pictures that are encoded again, 1 to 100")
     skip_reencode: bool = Field(default=True, description="an upright JPEG that needs no resizing keeps its bytes; it is decoded all the same, as a check")
+    fast_resize: bool = Field(
+        default=True,
+        description="decode JPEGs at a half to an eighth, never below 1.5 times the stored size, and shrink by less than 3 with a filtered bilinear; "
+        "false: decode whole and take OpenCV's area, as img2dataset, for its very pixels",
+    )
     min_size: int = Field(default=0, ge=0, description="pictures with a shorter side, in pixels, are refused as too_small, by their header")
     max_aspect_ratio: float | None = Field(
         default=None, ge=1, description="pictures whose long side is more than this many short sides are refused as too_long"

@@ -10,17 +10,13 @@ from PIL import Image
 
 from ingest.config import StoreConfig
 from ingest.outcomes import Ended, Outcome
-from ingest.picture import Prepared, prepare
+from ingest.picture import Prepared, Preparer
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 MAX_PIXELS = 1_000_000
 
 
-def prepared(body: bytes, min_size: int = 0, max_pixels: int = MAX_PIXELS, **settings: Any) -> Prepared:
-    from ingest.downloader import make_resizer
-
-    config = StoreConfig.model_validate(settings)
-    return prepare(body, make_resizer(config), min_size, max_pixels)
+def prepared(body: bytes, boxes: Any = None, **settings: Any) -> Prepared:
+    return Preparer(StoreConfig.model_validate({"max_pixels": MAX_PIXELS} | settings))(body, boxes)
 
 
 def outcome_of(body: bytes, **options: Any) -> Outcome:
