@@ -1,5 +1,6 @@
 """img2dataset's resize modes: the same sizes to the pixel, at a fraction of the time."""
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -62,7 +63,7 @@ def resize(pixels: Pixels, size: tuple[int, int], enlarge: bool, fast: bool) -> 
     if not fast or max(shrink) > FILTERED_UP_TO:
         return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
     if max(shrink) > UNFILTERED_UP_TO:
-        pixels = cv2.sepFilter2D(pixels, -1, _taps(shrink[0]), _taps(shrink[1]), borderType=cv2.BORDER_REPLICATE)
+        pixels = cv2.GaussianBlur(pixels, (3, 3), _sigma(shrink[0]), sigmaY=_sigma(shrink[1]), borderType=cv2.BORDER_REPLICATE)
     return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR))
 
 
@@ -78,7 +79,7 @@ def fit(pixels: Pixels, stored: tuple[int, int]) -> Pixels:
     return np.asarray(cv2.copyMakeBorder(pixels, *edges, cv2.BORDER_CONSTANT, value=(255, 255, 255)))
 
 
-def _taps(shrink: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """With these before it, a bilinear blurs as much (has the same variance) as the mean over `shrink` pixels."""
-    side = max(0.0, (shrink**2 - 1) / 24)
-    return np.array([side, 1 - 2 * side, side], np.float32)
+def _sigma(shrink: float) -> float:
+    """Of the Gaussian of three taps before which a bilinear blurs as much (has the same variance) as the mean over `shrink` pixels."""
+    outer = min(max((shrink**2 - 1) / 24, 0.001), 0.33)  # the weight of the two outer taps: half the variance that the bilinear lacks
+    return math.sqrt(-0.5 / math.log(outer / (1 - 2 * outer)))
