@@ -14,6 +14,7 @@ ICC, EXIF, SECOND_PICTURE = b"ICC_PROFILE\0", b"Exif\0\0", b"MPF\0"
 MAX_SEGMENTS = 1_000  # a profile has at most 255; a body of 20 MiB could have five million empty ones
 MAX_SCANS = 64  # each scan of a progressive JPEG walks over the whole picture, even one of ten bytes; encoders write 10 to 20
 COLORSPACES = {"Gray": "GRAY", "GRAY": "GRAY", "CMYK": "CMYK", "YCCK": "CMYK"}  # all others become RGB
+REFUSALS = (ValueError, KeyError, MemoryError)  # KeyError: a colour space or a subsampling that simplejpeg has no name for
 HARMLESS = ("before marker 0xd9", "Invalid SOS parameters", "unknown JFIF revision", "Unknown Adobe color transform", "bad ICC marker")  # decoded all the same
 
 
@@ -21,15 +22,15 @@ def read_header(body: bytes) -> Header:
     """Size, orientation and profile, with a `decode` for later."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(body, strict=False)
-    except ValueError as error:
-        raise undecodable(body, str(error)) from None
+    except REFUSALS as error:
+        raise undecodable(body, f"{type(error).__name__}: {error}") from None
     orientation, profile, single = 1, {}, True
     for marker, data in _segments(body):
         if marker in PROGRESSIVE and body.count(bytes((0xFF, SOS))) > MAX_SCANS:
             raise Ended(Outcome.DECODE_FAILED, f"more than {MAX_SCANS} scans")
         if marker == APP1 and data.startswith(EXIF):
             orientation = exif_orientation(data[len(EXIF) :])
-        elif marker == APP2 and data.startswith(ICC):
+        elif marker == APP2 and data.startswith(ICC) and len(data) > len(ICC) + 2:
             profile[data[len(ICC)]] = data[len(ICC) + 2 :]  # number of the part, how many there are, part
         elif marker == APP2 and data.startswith(SECOND_PICTURE):
             single = False
@@ -67,12 +68,12 @@ def _decoded(body: bytes, colorspace: str, min_height: int, min_width: int) -> P
     """[height, width, channels]"""
     try:
         return np.asarray(simplejpeg.decode_jpeg(body, colorspace, min_height=min_height, min_width=min_width))
-    except ValueError as error:
+    except REFUSALS as error:
         if not any(words in str(error) for words in HARMLESS):
             raise undecodable(body, str(error)) from None
     try:
         return np.asarray(simplejpeg.decode_jpeg(body, colorspace, min_height=min_height, min_width=min_width, strict=False))
-    except ValueError as error:
+    except REFUSALS as error:
         raise undecodable(body, str(error)) from None
 
 
