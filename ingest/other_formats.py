@@ -8,7 +8,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ingest.header import FULL, Header, Pixels, Scale, exif_orientation
 from ingest.outcomes import Ended, Outcome
-from ingest.webp import on_white
+from ingest.webp import STRIP, on_white
 
 FORMATS = ("PNG", "GIF", "BMP", "TIFF")  # with JPEG and WebP, the decoders a stranger's bytes may reach
 PNG_END = b"IEND\xaeB`\x82"
@@ -70,13 +70,20 @@ def _plain(image: ImageFile.ImageFile) -> Pixels:
         return gray
     if image.mode in ("I", "F"):
         raise ValueError("pixels of 32 bits, with no known white")
-    if transparent:
-        pixels = on_white(np.asarray(image.convert("RGBA")))
-    elif image.mode in ("1", "L"):
-        pixels = np.asarray(image.convert("L"))
-    else:
-        pixels = np.asarray(image if image.mode == "CMYK" else image.convert("RGB"))
+    mode = "RGBA" if transparent else "L" if image.mode in ("1", "L") else "CMYK" if image.mode == "CMYK" else "RGB"
+    pixels = _converted(image, mode)
     return _only_covered(pixels, covered) if covered else pixels
+
+
+def _converted(image: Image.Image, mode: str) -> Pixels:
+    """In strips: PIL holds 4 bytes a pixel and would need as many again, twice, to convert and hand over a whole picture."""
+    width, height = image.size
+    channels = {"L": (), "CMYK": (4,)}.get(mode, (3,))
+    pixels = np.empty((height, width, *channels), np.uint8)
+    for top in range(0, height, STRIP):
+        strip = np.asarray(image.crop((0, top, width, min(top + STRIP, height))).convert(mode))
+        pixels[top : top + STRIP] = on_white(strip) if mode == "RGBA" else strip
+    return pixels
 
 
 def _only_covered(pixels: Pixels, box: tuple[int, int, int, int]) -> Pixels:

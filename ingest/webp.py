@@ -58,7 +58,11 @@ def _decoded(still: bytes) -> Pixels:
         raise Ended(Outcome.DECODE_FAILED, str(error)) from None
     if pixels is None:
         raise Ended(Outcome.DECODE_FAILED, "damaged WebP data")
-    return on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)) if pixels.shape[2] == 4 else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+    return (
+        on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA, dst=pixels))
+        if pixels.shape[2] == 4
+        else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels))
+    )
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -2,6 +2,7 @@
 
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -129,3 +130,41 @@ def test_an_animation_gives_its_first_frame() -> None:
     frames = [Image.fromarray(ramp()), Image.fromarray(255 - ramp())]
     body = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
     assert np.abs(pixels_of(prepared(body)) - ramp()).mean() < 6
+
+
+def test_a_picture_longer_than_the_aspect_ratio_allows_is_too_long() -> None:
+    assert outcome_of(encoded(ramp(301, 100), "PNG"), max_aspect_ratio=3) is Outcome.TOO_LONG
+    assert outcome_of(encoded(ramp(100, 301), "JPEG"), max_aspect_ratio=3) is Outcome.TOO_LONG
+    assert prepared(encoded(ramp(300, 100), "JPEG"), max_aspect_ratio=3).width == 300
+
+
+def test_bounds_hold_in_every_format_before_anything_is_decoded() -> None:
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        body = encoded(ramp(300, 200), kind)
+        header_alone = body if kind == "TIFF" else body[: 1000 if kind in ("JPEG", "GIF", "BMP") else 60]  # a TIFF's may lie at its end
+        if kind == "WEBP":
+            header_alone = body[:4] + (len(header_alone) - 8).to_bytes(4, "little") + header_alone[8:]
+        assert outcome_of(header_alone, max_pixels=50_000) is Outcome.TOO_LARGE
+        assert outcome_of(header_alone, min_size=201) is Outcome.TOO_SMALL
+
+
+def test_what_lies_behind_a_jpeg_or_beside_it_is_not_stored() -> None:
+    body = encoded(ramp(), "JPEG")
+    assert prepared(body).jpeg == body
+    assert b"PK" not in prepared(body + b"PK\3\4 an archive").jpeg
+    frames = [Image.fromarray(ramp()), Image.fromarray(255 - ramp())]
+    both = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    assert prepared(both).jpeg.count(b"\xff\xd8\xff") == 1
+
+
+def test_a_kept_jpeg_is_read_to_its_end_all_the_same() -> None:
+    body = encoded(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8), "JPEG")
+    assert outcome_of(body[: len(body) * 3 // 4] + body[-2:], resize_mode="no") is Outcome.DECODE_FAILED
+    assert outcome_of(body[: len(body) * 3 // 4], resize_mode="no") is Outcome.TRUNCATED
+
+
+def test_pictures_are_prepared_in_several_threads_as_in_one() -> None:
+    bodies = [encoded(ramp(200 + step, 150), kind) for step in range(8) for kind in ("JPEG", "PNG", "WEBP")]
+    preparer = Preparer(StoreConfig(image_size=100))
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(preparer, bodies * 3)) == [preparer(body) for body in bodies] * 3
