@@ -49,6 +49,7 @@ class Preparer:
         self.store = store
         self.one_large = threading.Lock()
         cv2.setNumThreads(1)  # the engine has its own processes and threads
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # damaged pictures are outcomes, not lines on the terminal
 
     def __call__(self, body: bytes, boxes: object = None) -> Prepared:
         """`boxes` is used when the store has a blur_column.

@@ -101,8 +101,8 @@ def _first_frame(frame: bytes, canvas: tuple[int, int]) -> bytes:
     """An animation's first frame as a WebP file of its own."""
     parts = dict(_chunks(frame[16:]))
     width, height = _bitstream_size(parts)
-    if width > canvas[0] or height > canvas[1]:
-        raise Ended(Outcome.DECODE_FAILED, "a frame larger than its canvas")
+    if not (0 < width <= canvas[0] and 0 < height <= canvas[1]):
+        raise Ended(Outcome.DECODE_FAILED, "a frame that is empty or larger than its canvas")
     extended = bytes((ALPHA_FLAG if b"ALPH" in parts else 0, 0, 0, 0)) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     kept = [(b"VP8X", extended)] + [(name, parts[name]) for name in (b"ALPH", b"VP8 ", b"VP8L") if name in parts]
     if b"VP8L" in parts:

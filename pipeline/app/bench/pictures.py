@@ -37,8 +37,8 @@ def compare(pictures: int = 600, rounds: int = 5, progressive: bool = False, ima
     for _ in range(rounds):
         spent = [0.0, 0.0]
         for start in range(0, pictures, CHUNK):
-            for side, work in enumerate((prepare, lambda body: resizer(io.BytesIO(body)))):
-                spent[side] += _cpu_s(work, bodies[start : start + CHUNK])
+            spent[0] += _cpu_s(prepare, bodies[start : start + CHUNK])
+            spent[1] += _cpu_s(lambda body: resizer(io.BytesIO(body)), bodies[start : start + CHUNK])
         ours.append(1000 * spent[0] / pictures)
         theirs.append(1000 * spent[1] / pictures)
     mean_kb = sum(map(len, bodies)) / pictures / 1000
