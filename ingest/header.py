@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ingest.store import StoreConfig
 from ingest.outcomes import Ended, Outcome
+from ingest.store import StoreConfig
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # [height, width] gray, [height, width, 3] RGB, [height, width, 4] CMYK with 255 for full ink
 Scale = int  # 2 is half the width and height

@@ -10,10 +10,10 @@ import numpy as np
 from ingest import jpeg, other_formats, webp
 from ingest.blur import blur, checked_boxes
 from ingest.colour import is_srgb, to_gray, to_srgb
-from ingest.store import StoreConfig
 from ingest.header import FULL, Header, Pixels, check_bounds
 from ingest.phash import phash
 from ingest.resize import fit, plan, reduced_scale, resize
+from ingest.store import StoreConfig
 
 LARGE_PIXELS = 8_000_000  # pictures above this are decoded one at a time: a progressive JPEG takes up to 9 bytes a pixel
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ingest.store import StoreConfig
 from ingest.header import FULL, Pixels, Scale
 from ingest.outcomes import Ended, Outcome
+from ingest.store import StoreConfig
 
 JPEG_SIDE = 65_500  # pixels; what libjpeg writes at most
 REDUCED_MARGIN = 1.5  # a reduced decode leaves at least so many times the stored size; below, its sharper filter shows beside OpenCV's area

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from ingest.blur import blur, checked_boxes
-from ingest.config import StoreConfig
 from ingest.outcomes import Ended, Outcome
 from ingest.picture import Preparer
+from ingest.store import StoreConfig
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 BOXES = [[0.1, 0.2, 0.4, 0.6], [0.7, 0.5, 0.9, 0.95]]

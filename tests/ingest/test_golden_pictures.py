@@ -15,9 +15,9 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageCms
 
-from ingest.config import StoreConfig
 from ingest.outcomes import Ended
 from ingest.picture import Preparer
+from ingest.store import StoreConfig
 
 PATCH, ACROSS, DOWN = 32, 4, 3
 PALETTE = [(0, 0, 0), (255, 255, 255), (200, 40, 40), (40, 160, 60), (30, 60, 190), (220, 200, 40), (120, 120, 120), (250, 140, 20)]

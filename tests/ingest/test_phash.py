@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ingest.config import StoreConfig
 from ingest.phash import distance, phash
 from ingest.picture import Preparer
+from ingest.store import StoreConfig
 
 NEAR = 6  # bits; a few coefficients always lie at the median
 

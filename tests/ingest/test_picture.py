@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ingest.config import StoreConfig
 from ingest.outcomes import Ended, Outcome
 from ingest.picture import Prepared, Preparer
+from ingest.store import StoreConfig
 
 MAX_PIXELS = 1_000_000
 

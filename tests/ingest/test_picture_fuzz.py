@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ingest.config import StoreConfig
 from ingest.outcomes import Ended, Outcome
 from ingest.picture import Preparer
+from ingest.store import StoreConfig
 
 PREPARE = Preparer(StoreConfig(max_pixels=2_000_000, image_size=32, max_aspect_ratio=100))
 KINDS: list[tuple[str, dict[str, Any]]] = [
@@ -108,7 +108,7 @@ def test_a_progressive_jpeg_of_thousands_of_scans_is_refused() -> None:
 BOMBS = """
 import io, resource, struct, sys, zlib
 from PIL import Image
-from ingest.config import StoreConfig
+from ingest.store import StoreConfig
 from ingest.outcomes import Ended
 from ingest.picture import Preparer
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from ingest.config import StoreConfig
 from ingest.outcomes import Ended, Outcome
 from ingest.picture import Prepared, Preparer
 from ingest.resize import plan, resize
+from ingest.store import StoreConfig
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 MODES = ["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]

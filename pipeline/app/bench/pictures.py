@@ -26,8 +26,8 @@ def compare(pictures: int = 600, rounds: int = 5, progressive: bool = False, ima
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server for its newest version otherwise
     from img2dataset.resizer import Resizer
 
-    from ingest.config import StoreConfig
     from ingest.picture import Preparer
+    from ingest.store import StoreConfig
 
     store = StoreConfig(image_size=image_size)
     prepare = Preparer(store)
