@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -10,21 +9,19 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 
 from ingest import journal, lease, lifeline, published
 from ingest.config import IngestConfig
-from ingest.fetch import Fetched, Fetcher
 from ingest.journal import Journal
 from ingest.lease import Lease, LeaseLost
-from ingest.outcomes import Ended, Outcome
+from ingest.outcomes import Outcome
 from ingest.pair_table import COLUMNS
-from ingest.picture import Preparer
 from ingest.progress import ShardProgress
+from ingest.shard_fetch import Row, ShardFetch
 from ingest.spool import Spool
 from pipeline.core import storage
 from pipeline.core.errors import DataError
@@ -53,7 +50,7 @@ with _without_torch():  # the wandb, albumentations and pandas this drags in tak
 log = logging.getLogger(__name__)
 
 SHARD_DIGITS = 5
-Row = dict[str, Any]
+KNOWN_OF_A_SAMPLE = ("key", "uid", "url", "source", "sha256", "phash", "width", "height", "original_width", "original_height")
 T = TypeVar("T")
 
 
@@ -83,7 +80,7 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
     def __init__(self, config: IngestConfig, spool: Spool, parent_pid: int | None, holders_are_dead: bool) -> None:
         super().__init__(
             sample_writer_class=None,
-            resizer=None,
+            resizer=None,  # ingest.picture takes its place, with the same settings
             thread_count=config.engine.concurrency,
             save_caption=True,
             extract_exif=False,
@@ -143,7 +140,7 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
         rows = self._patiently(lambda: _read_rows(row[1]))
         with journal.open_journal(self.spool.journal(name), held.generation, self.config.engine.storage_patience_s) as kept:
             progress.outcomes.update(facts["outcome"] for facts in kept.facts.values())
-            finished = asyncio.run(_ShardFetch(self.config, self.spool, rows, kept, held, progress).run())
+            finished = asyncio.run(ShardFetch(self.config, self.spool, rows, kept, held, progress).run())
             if not finished:
                 return
             self._publish(name, row[0], rows, kept, held)
@@ -177,77 +174,8 @@ def _samples(table: list[Row], kept: Journal, held: Lease) -> Iterator[SampleToW
 
     Raises LeaseLost after the last, just before the tar would take its name.
     """
-    wanted = ("key", "uid", "url", "source", "sha256", "width", "height", "original_width", "original_height")
     for index, row in enumerate(table):
         if row["outcome"] == Outcome.SUCCESS:
-            known = json.loads(row["extra"] or "{}") | {name: row[name] for name in wanted}  # what ingest says of a picture is not overruled by a list
+            known = json.loads(row["extra"] or "{}") | {name: row[name] for name in KNOWN_OF_A_SAMPLE}  # a list does not overrule what ingest found
             yield SampleToWrite(row["key"], kept.picture(index), "jpg", tuple(row["captions"]), known)
     held.check()
-
-
-class _ShardFetch:
-    """One shard's rows through fetch, check and resize into the journal; `concurrency` rows are in flight, one thread turns bodies into pictures."""
-
-    def __init__(self, config: IngestConfig, spool: Spool, rows: list[Row], kept: Journal, held: Lease, progress: ShardProgress) -> None:
-        self.config, self.spool, self.lease = config, spool, held
-        self.prepare = Preparer(config.store)
-        self.rows, self.journal, self.progress = rows, kept, progress
-        self.missing = iter([index for index in range(len(rows)) if index not in kept.facts])
-        self.journal_lock = asyncio.Lock()
-
-    async def run(self) -> bool:
-        """Whether all rows are in the journal now; False when asked to stop before. Either way what was finished is safe."""
-        with ThreadPoolExecutor(1, thread_name_prefix="picture") as pictures:
-            async with Fetcher(self.config.fetch) as fetcher:
-                lanes = [asyncio.create_task(self._lane(fetcher, pictures)) for _ in range(self.config.engine.concurrency)]
-                try:
-                    await self._until_done_or_stopped(lanes)
-                finally:
-                    for lane in lanes:
-                        lane.cancel()
-                    await asyncio.gather(*lanes, return_exceptions=True)
-        done = len(self.journal.facts) == len(self.rows)
-        if not done:
-            self.journal.save()
-        return done
-
-    async def _until_done_or_stopped(self, lanes: list[asyncio.Task[None]]) -> None:
-        waiting = set(lanes)
-        while waiting and not await asyncio.to_thread(self.spool.asked_to_stop):
-            done, waiting = await asyncio.wait(waiting, timeout=self.spool.look_every_s, return_when=asyncio.FIRST_EXCEPTION)
-            if self.lease.lost:
-                self.lease.check()
-            for lane in done:
-                lane.result()  # raises what the lane raised: a full disk
-
-    async def _lane(self, fetcher: Fetcher, pictures: ThreadPoolExecutor) -> None:
-        loop = asyncio.get_running_loop()
-        for index in self.missing:
-            fetched = await fetcher.fetch(self.rows[index]["url"])
-            facts, jpeg = await loop.run_in_executor(pictures, self._finish, fetched) if fetched.body else self._finish(fetched)
-            await self._keep(index, facts, jpeg)
-
-    async def _keep(self, index: int, facts: dict[str, Any], jpeg: bytes) -> None:
-        async with self.journal_lock:  # so that no more than ROWS_PER_OBJECT finished rows are ever unsafe
-            self.journal.append(index, facts, jpeg)
-            if self.journal.unsaved_rows >= journal.ROWS_PER_OBJECT:
-                await asyncio.to_thread(self.journal.save)
-        self.progress.outcomes[facts["outcome"]] += 1
-        self.progress.bytes += facts["bytes"]
-
-    def _finish(self, fetched: Fetched) -> tuple[dict[str, Any], bytes]:
-        """The row's facts and, on success, its picture."""
-        facts: dict[str, Any] = {"outcome": fetched.outcome.value, "http_status": fetched.status, "bytes": len(fetched.body), "attempts": 1}
-        facts |= {"latency_s": round(fetched.latency_s, 4), "detail": fetched.detail}
-        if fetched.outcome is not Outcome.SUCCESS:
-            return facts, b""
-        facts["sha256"] = hashlib.sha256(fetched.body).hexdigest()
-        try:
-            prepared = self.prepare(fetched.body)
-        except Ended as end:
-            return facts | {"outcome": end.outcome.value, "detail": end.detail}, b""
-        except Exception as error:
-            log.exception("unexpected while reading a picture")
-            return facts | {"outcome": Outcome.UNEXPECTED_ERROR.value, "detail": f"{type(error).__name__}: {error}"[:200]}, b""
-        sizes = {name: getattr(prepared, name) for name in ("width", "height", "original_width", "original_height")}
-        return facts | sizes, prepared.jpeg

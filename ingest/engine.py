@@ -62,6 +62,10 @@ def fetch_missing(
         RuntimeError: a bug of ours, or a shard that kills its worker every time.
     """
     check_distributor(config.engine)
+    if config.fetch.ca_file is not None:
+        from ingest.fetch import tls_context
+
+        tls_context(config.fetch.ca_file)  # a file that is no certificate is named here, not by every worker
     shards = published()
     total = -(-rows // config.samples_per_shard)
     fruitless = 0

@@ -60,10 +60,15 @@ def of_status(status: int) -> Outcome:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> "pa.Table":
-    """The outcome table of a shard, one row a row of the pair table, in its order; `bytes` are of the body as received."""
+    """The outcome table of a shard, one row a row of the pair table, in its order; `bytes` are of the body as received.
+
+    Sizes in pixels and `phash` are there for successes, `sha256` of the body for whatever was received whole, `published_hash` (match or
+    changed) where the list gave a hash.
+    """
     import pyarrow as pa
 
-    text, whole = pa.string(), pa.int64()
-    columns = {"key": text, "uid": text, "url": text, "source": text, "extra": text, "outcome": text, "http_status": pa.int32(), "bytes": whole}
-    columns |= {"sha256": text, "attempts": pa.int32(), "latency_s": pa.float32(), "detail": text}
+    text, number = pa.string(), pa.int32()
+    columns = {"key": text, "uid": text, "url": text, "source": text, "extra": text, "outcome": text, "http_status": number, "bytes": pa.int64()}
+    columns |= {"width": number, "height": number, "original_width": number, "original_height": number, "sha256": text, "phash": text}
+    columns |= {"published_hash": text, "attempts": number, "latency_s": pa.float32(), "detail": text}
     return pa.Table.from_pylist(list(rows), schema=pa.schema(list(columns.items())))
