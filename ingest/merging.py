@@ -39,7 +39,8 @@ def merge(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class LaterRows:
-    """Rows that are not their picture's first, on disk by the range of chunks in which the first lies."""
+    """Rows that are not their picture's first, on disk by the range of chunks in which the first lies: a 64th of them is in memory at a time, and
+    more only where the first rows lie close together, as when one short list comes many times."""
 
     def __init__(self, rows: SpilledRows, folder: Path) -> None:
         import numpy as np

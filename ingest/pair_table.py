@@ -91,6 +91,7 @@ def build(
             if asked.captions.max_repeats is not None:
                 rows = repeated_captions.dropped(rows, asked.captions.max_repeats, scratch, rejects, between)
             _refuse_empty(labels, counts, rows)
+            log.info("pair table: %d rows to be freed of duplicates and written", rows.count)
             distances = _distances(rows, scratch, between)
             overlap = _write(rows, distances, labels, counts, Parts(table, samples_per_shard), scratch, between)
     except OSError as error:

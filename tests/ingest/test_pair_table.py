@@ -24,6 +24,7 @@ from ingest.pair import Member, Pair, RejectedRow, Row, row_of
 from ingest.pair_table import COLUMNS, build, member_of
 from ingest.row_counts import RowCounts
 from ingest.urls import parse_and_normalise, picture_uid
+from pipeline.core import storage
 from pipeline.core.errors import AlbefError, DataError, Stopped
 
 Rows = list[dict[str, Any]]
@@ -310,6 +311,16 @@ def test_a_build_that_was_stopped_anywhere_starts_again_and_nothing_of_it_is_lef
             assert not (tmp_path / "scratch").exists()
     assert stops > 30, "every chunk of every pass is a place to stop"
     assert [row for path in sorted((tmp_path / "table").iterdir()) for row in pq.read_table(path).to_pylist()] == expected
+
+
+def test_a_table_on_s3_is_the_same_and_an_earlier_one_is_taken_away(tmp_path: Path, s3_bucket: str) -> None:
+    source, table = Listed("a", many_rows(7, 200, 60)), storage.join(s3_bucket, "work", "table")
+    built(tmp_path, source)
+    storage.write_bytes(storage.join(table, "000009.parquet"), b"earlier")
+    build([source], PLAIN, 100, table, storage.join(s3_bucket, "work", "rejected.parquet"), tmp_path / "scratch")
+    assert storage.list_files(table) == ["000000.parquet"]
+    for name in ("table/000000.parquet", "rejected.parquet"):
+        assert storage.read_bytes(storage.join(s3_bucket, "work", name)) == (tmp_path / name).read_bytes()
 
 
 BUILD = """

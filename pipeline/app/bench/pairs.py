@@ -5,14 +5,16 @@ repeats an earlier picture of any of the files, half of these in another spellin
 """
 
 import json
+import multiprocessing
 import random
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ingest import pair_table
 from ingest.config import FilterConfig
@@ -25,9 +27,9 @@ from pipeline.app.bench.usage import Usage, measured
 SAMPLES_PER_SHARD = 10_000
 SHARES = {"cc12m": 10 / 14, "cc3m": 3 / 14, "sbu": 1 / 14}
 REPEATED = 0.05  # of the rows
-WORDS_PER_CAPTION = (8, 20)  # of 2 to 9 letters: 60 to 120 characters
 BLOCK_ROWS = 1000
 MASK = 2**64 - 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,28 @@ class Lists:
     @property
     def bytes(self) -> int:
         return sum(path.stat().st_size for path in (self.cc12m, self.cc3m, self.sbu))
+
+
+def bench(folder: Path, rows: int = 14_000_000) -> dict[str, Any]:
+    """Generate the lists under `folder`, go through them in ours and in pandas' way, each in a fresh process, and remove everything."""
+    try:
+        lists = generate(folder / "lists", rows)
+        counts, ours = _in_a_fresh_process(pair_table_of, lists, folder / "table")
+        kept, pandas = _in_a_fresh_process(pandas_of, lists, folder / "table")
+        result = {"rows": lists.rows, "list_bytes": lists.bytes}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return result | {"albef": {"pictures": counts.pictures, **_figures(lists, ours)}, "pandas": {"pictures": kept, **_figures(lists, pandas)}}
+
+
+def _in_a_fresh_process(measure: Callable[[Lists, Path], tuple[T, Usage]], lists: Lists, folder: Path) -> tuple[T, Usage]:
+    """What one way leaves in memory is then not counted with the other."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, lists, folder).result()
+
+
+def _figures(lists: Lists, usage: Usage) -> dict[str, float]:
+    return {**asdict(usage), "rows_per_s": lists.rows / usage.wall_s}
 
 
 def generate(folder: Path, rows: int, seed: int = 0) -> Lists:

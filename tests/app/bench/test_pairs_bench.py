@@ -48,3 +48,13 @@ def test_the_table_merges_every_repetition_and_pandas_those_of_one_spelling(list
     kept, _ = pairs.pandas_of(lists, tmp_path / "work")
     assert counts.pictures < kept < ROWS
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_benchmark_sets_both_ways_side_by_side_and_leaves_nothing(tmp_path: Path) -> None:
+    result = pairs.bench(tmp_path / "work", 1400)
+    assert result["rows"] == 1400
+    assert result["list_bytes"] > 1400 * 140
+    assert result["albef"]["pictures"] < result["pandas"]["pictures"] < 1400
+    for way in ("albef", "pandas"):
+        assert result[way]["rows_per_s"] == pytest.approx(1400 / result[way]["wall_s"])
+    assert list(tmp_path.iterdir()) == []
