@@ -187,8 +187,12 @@ def test_a_dataset_on_s3_is_the_same_and_a_missing_bucket_is_named_before_any_fe
         ingest.run(config.model_copy(update={"output": "s3://no-such-bucket-x/set"}), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not web.asked
+    fs, bucket = storage.filesystem(s3_bucket)
+    fs.call_s3("create_multipart_upload", Bucket=bucket, Key="set/00000.tar")  # as a killed worker leaves it
     result = ingest.run(config, tmp_path / "run")
     assert (result["samples"], result["shards"]) == (25, 2)
+    assert not fs.call_s3("list_multipart_uploads", Bucket=bucket).get("Uploads"), "a dead run's uploads are billed until somebody ends them"
+    assert storage.list_folders(config.output) == ["index", "manifests", "outcomes"], "the lease is given back"
     assert Dataset.open(config.output).read(24).captions == ("picture 24", "number 24")
 
 

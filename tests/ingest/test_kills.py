@@ -1,6 +1,6 @@
 """kill -9 of any process of ingest at any moment, on disk and on S3: no row is lost or doubled, and the tars are the same.
 
-20 kills a place here, 200 with `make chaos-ingest`, which writes docs/benchmarks/chaos_ingest.json.
+20 kills on disk and 20 on S3 here, 100 each with `make chaos-ingest`, which writes docs/benchmarks/chaos_ingest.json.
 """
 
 import contextlib
