@@ -69,15 +69,17 @@ def fetch_missing(
     shards = published()
     total = -(-rows // config.samples_per_shard)
     fruitless = 0
-    while len(shards) < total:
-        with _started(config, work_folder, spool, shards) as engine, Display(rows, _outcomes(shards).total()) as display:
-            lost = _watch(engine, config.engine, spool, _outcomes(shards), display, run_folder)
-        _raise_failure(work_folder)
-        before, shards = len(shards), published()
-        stopping.raise_if_stopping(run_folder)
-        fruitless = 0 if len(shards) > before else fruitless + 1
-        if len(shards) < total and (lost is None or fruitless == STARTS_WITHOUT_PROGRESS):
-            raise RuntimeError(f"the engine ended ({lost or engine.returncode}) with {len(shards)} of {total} shards done; {_log_tail(work_folder)}")
+    with Display(rows, _outcomes(shards), run_folder) as display:
+        while len(shards) < total:
+            with _started(config, work_folder, spool, shards) as engine:
+                lost = _watch(engine, config.engine, spool, _outcomes(shards), display, run_folder)
+            _raise_failure(work_folder)
+            before, shards = len(shards), published()
+            stopping.raise_if_stopping(run_folder)
+            fruitless = 0 if len(shards) > before else fruitless + 1
+            if len(shards) < total and (lost is None or fruitless == STARTS_WITHOUT_PROGRESS):
+                raise RuntimeError(f"the engine ended ({lost or engine.returncode}) with {len(shards)} of {total} shards done; {_log_tail(work_folder)}")
+        display.finish(_outcomes(shards))
     return shards
 
 
@@ -118,6 +120,7 @@ def _watch(engine: "subprocess.Popen[bytes]", config: EngineConfig, spool: Spool
             with contextlib.suppress(StorageUnreachable, subprocess.TimeoutExpired):
                 spool.ask_to_stop()
                 engine.wait(STOP_WAIT_S)
+            display.update(done, _progress(spool) or [])  # with what was in flight
             return None
         time.sleep(LOOK_EVERY_S)
         if time.monotonic() - last_look < spool.look_every_s:
@@ -127,7 +130,7 @@ def _watch(engine: "subprocess.Popen[bytes]", config: EngineConfig, spool: Spool
         if shards is not None:
             beats = {shard.shard: shard.beat for shard in shards}
             last_sign, seen = (last_sign if beats == seen else max(last_sign, last_look)), beats
-            display.update(sum((shard.outcomes for shard in shards), done.copy()))
+            display.update(done, shards)
             if here and (lost := progress.lost_workers(shards)):
                 return f"lost the worker of shard {lost[0].shard}"
         if last_look - last_sign > SILENCE_S:

@@ -16,12 +16,16 @@ BEAT_S, BEAT_REMOTE_S = 0.5, 5.0
 
 @dataclass
 class ShardProgress:
-    """One shard's rows by outcome and the bytes of their bodies; `worker` is the process that works on it, or None when it is through."""
+    """One shard's rows by outcome and the bytes of their bodies; `worker` is the process that works on it, or None when it is through.
+
+    `resumed` of the rows were in the journal of an earlier start: they are done, but say nothing of the speed.
+    """
 
     shard: str
     worker: int | None
     outcomes: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
+    resumed: int = 0
     beat: int = 0  # counts up, so that a file that stands still is a worker that does
 
     def save(self, folder: str) -> None:

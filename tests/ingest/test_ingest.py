@@ -69,6 +69,11 @@ def outcome_rows(output: Path) -> Rows:
     return [row for path in sorted((output / "outcomes").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
+def status(run_folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((run_folder / "status.json").read_text())
+    return record
+
+
 @contextlib.contextmanager
 def running(config: IngestConfig, run_folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Ingest in a process group of its own."""
@@ -115,6 +120,7 @@ def test_every_row_of_a_hostile_list_ends_in_one_outcome_and_the_good_ones_in_ta
     assert {name: result["rows"][name] for name in counted} == counted
     assert sum(result["outcomes"].values()) == 41
     assert result["outcomes"]["success"] == result["samples"] == 30
+    assert (status(tmp_path / "run")["state"], status(tmp_path / "run")["outcomes"]) == ("finished", result["outcomes"])
     found = {row["url"].removeprefix(web.base + "/"): row for row in outcome_rows(tmp_path / "dataset")}
     assert {path: found[path]["outcome"] for path in BAD} == BAD
     assert web.asked["good/3"] == 1, "a picture with captions in two rows is fetched once"
@@ -230,6 +236,8 @@ def test_a_stop_signal_ends_it_with_exit_code_4_and_nothing_is_fetched_twice(tmp
     assert Stopped.__name__ in errors.decode()
     assert "received SIGTERM" in errors.decode()
     assert not engine_processes(tmp_path / "run")
+    assert status(tmp_path / "run")["state"] == "stopped"
+    assert 20 - config.engine.processes * config.engine.concurrency <= status(tmp_path / "run")["done"] < 60
     web.delay_s = 0.0
     assert ingest.run(config, tmp_path / "run")["samples"] == 60
     assert web.asked.total() <= 60 + config.engine.processes * config.engine.concurrency
