@@ -110,6 +110,36 @@ def config_reference() -> None:
         typer.echo(f"{key} = {default}\n    {description}")
 
 
+bench_app = typer.Typer(help="Our numbers beside the peers', measured in one run.", no_args_is_help=True)
+
+
+@bench_app.callback()
+def bench() -> None:
+    """Our numbers beside the peers', measured in one run."""
+
+
+@bench_app.command("ingest")
+def bench_ingest(
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the rows with command, commit and machine.")] = None,
+    cases: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="What to measure; default: everything.")] = None,
+    rounds: Annotated[int, typer.Option(help="Ours and the peer in turn; the figures are medians.", min=1)] = 3,
+    pictures: Annotated[int, typer.Option(help="URLs to fetch, and at least 10.", min=10)] = 10_000,
+    rows: Annotated[int, typer.Option(help="Rows of the generated lists of pairs-14m.", min=28)] = 14_000_000,
+    work: Annotated[Path, typer.Option(metavar="FOLDER", help="Scratch, which keeps the pictures for the next time.")] = Path("runs/bench"),
+) -> None:
+    """Fetch, pair table and pictures beside img2dataset and pandas. Takes long; its progress is on stderr."""
+    from pipeline.app.bench import ingest as benchmark
+    from pipeline.app.bench.row import write_rows
+
+    logs.configure()
+    names = cases.split(",") if cases is not None else list(benchmark.CASES)
+    measured = benchmark.run(names, benchmark.Scale(pictures, rows, rounds), work)
+    for row in measured:
+        typer.echo(row)
+    if json is not None:
+        write_rows(json, "ingest", " ".join(["albef", *sys.argv[1:]]), measured)
+
+
 def _loaded(config: Path, overrides: list[str] | None) -> "RunConfig":
     from pipeline.app.config import RunConfig
     from pipeline.core.config import load
@@ -128,6 +158,7 @@ def _stage(stage: str, config: Path, overrides: list[str] | None) -> Any:
 def _add_rooms() -> None:
     from shards.cli import app as shards_app
 
+    app.add_typer(bench_app, name="bench")
     app.add_typer(config_app, name="config")
     app.add_typer(shards_app, name="shards", help="Tools for any WebDataset folder: index, verify, stats.")
 

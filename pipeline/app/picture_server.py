@@ -20,6 +20,7 @@ import mimetypes
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -45,8 +46,10 @@ FOLDER = web.AppKey("folder", Path)
 
 
 @contextlib.contextmanager
-def serving(folder: Path, port: int) -> Iterator[str]:
+def serving(folder: Path, port: int, certificate: Path | None = None) -> Iterator[str]:
     """Serve `folder`/pictures in a child process and yield the base URL (`http://127.0.0.1:8765`); port 0 takes a free one.
+
+    With a `certificate`, a PEM file that holds its private key too, it speaks https.
 
     The child ends with the block, and with this process however it dies: enter it from a thread that lives as long as the process.
 
@@ -59,11 +62,12 @@ def serving(folder: Path, port: int) -> Iterator[str]:
         port = listener.getsockname()[1]
         command = [sys.executable, "-m", "pipeline.app.picture_server", str(folder.absolute())]
         command += ["--descriptor", str(listener.fileno()), "--parent", str(os.getpid())]
+        command += ["--certificate", str(certificate)] if certificate is not None else []
         # Its own session: a Ctrl-C in the terminal stops the run gracefully, and until then the pictures must keep coming.
         child = subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
     try:
-        _wait_until_it_answers(child, port)
-        yield f"http://{HOST}:{port}"
+        _wait_until_it_answers(child, port, tls=certificate is not None)
+        yield f"{'http' if certificate is None else 'https'}://{HOST}:{port}"
     finally:
         _end(child)
 
@@ -89,10 +93,12 @@ def _listening(port: int) -> socket.socket:
         time.sleep(0.1)
 
 
-def _wait_until_it_answers(child: "subprocess.Popen[bytes]", port: int) -> None:
+def _wait_until_it_answers(child: "subprocess.Popen[bytes]", port: int, tls: bool) -> None:
     deadline = time.monotonic() + START_WAIT_S
     while child.poll() is None and time.monotonic() < deadline:
-        connection = http.client.HTTPConnection(HOST, port, timeout=max(0.1, deadline - time.monotonic()))
+        timeout_s = max(0.1, deadline - time.monotonic())
+        anyone = ssl._create_unverified_context() if tls else None  # whether it is ours, its process id says
+        connection = http.client.HTTPSConnection(HOST, port, timeout=timeout_s, context=anyone) if tls else http.client.HTTPConnection(HOST, port, timeout_s)
         with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
             connection.request("GET", "/")
             if connection.getresponse().read() == str(child.pid).encode():
@@ -182,10 +188,14 @@ def _die_with(parent: int) -> None:
         sys.exit("the process that started the picture server is gone")
 
 
-async def _serve(folder: Path, listener: socket.socket) -> None:
+async def _serve(folder: Path, listener: socket.socket, certificate: Path | None) -> None:
+    tls = None
+    if certificate is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificate)
     runner = web.AppRunner(application(folder), access_log=None)
     await runner.setup()
-    await web.SockSite(runner, listener).start()
+    await web.SockSite(runner, listener, ssl_context=tls).start()
     await asyncio.Event().wait()
 
 
@@ -197,6 +207,7 @@ def main() -> None:
     door.add_argument("--port", type=int, help="the loopback port to listen on")
     door.add_argument("--descriptor", type=int, help="an inherited listening socket instead (used by albef itself)")
     parser.add_argument("--parent", type=int, help="process id to die with (used by albef itself)")
+    parser.add_argument("--certificate", type=Path, metavar="FILE", help="speak https with this certificate: a PEM file that holds its private key too")
     arguments = parser.parse_args()
     if arguments.parent is not None:
         _die_with(arguments.parent)
@@ -206,7 +217,7 @@ def main() -> None:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(arguments.folder, listener))
+        asyncio.run(_serve(arguments.folder, listener, arguments.certificate))
 
 
 if __name__ == "__main__":

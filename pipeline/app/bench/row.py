@@ -1,0 +1,43 @@
+"""A line of a benchmark: ours beside the peer's, both measured in the same run."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from pipeline.app.figures import commit, machine
+from pipeline.core import storage
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """`ratio` above 1 means that ours is better; `note` says what was measured, and how."""
+
+    case: str
+    unit: str
+    ours: float
+    peer: float
+    peer_name: str
+    ratio: float
+    note: str
+
+    def __str__(self) -> str:
+        return f"{self.case}: {self.ours:g} {self.unit}, {self.peer_name} {self.peer:g}, ratio {self.ratio:g} ({self.note})"
+
+
+def compared(case: str, unit: str, ours: Sequence[float], peer: Sequence[float], peer_name: str, note: str, more_is_better: bool = True) -> BenchRow:
+    """Medians over the rounds, `ours[n]` and `peer[n]` measured one after the other; the ratio is the median of the rounds' ratios."""
+    ratios = [one / other if more_is_better else other / one for one, other in zip(ours, peer, strict=True)]
+    ends = f"; ratio of each round {', '.join(f'{ratio:.2f}' for ratio in ratios)}"
+    return BenchRow(case, unit, _figure(statistics.median(ours)), _figure(statistics.median(peer)), peer_name, _figure(statistics.median(ratios)), note + ends)
+
+
+def write_rows(path: str, name: str, command: str, rows: Sequence[BenchRow]) -> None:
+    """Write the file in the shape of docs/benchmarks."""
+    record = {"name": name, "command": command, "commit": commit(), "machine": machine(), "rows": [asdict(row) for row in rows]}
+    storage.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _figure(value: float) -> float:
+    """Three digits: the fourth is chance."""
+    return float(f"{value:.3g}")
