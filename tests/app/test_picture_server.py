@@ -5,6 +5,7 @@ import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from pipeline.app import picture_server
 from pipeline.app.picture_server import serving
@@ -164,3 +166,15 @@ def test_a_server_whose_parent_is_already_gone_does_not_start(tmp_path: Path) ->
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert "is gone" in ended.stderr
+
+
+def test_with_a_certificate_it_speaks_https(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.jpg").write_bytes(b"picture")
+    authority, server, client = trustme.CA(), tmp_path / "server.pem", ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(server))
+    authority.configure_trust(client)
+    with serving(tmp_path, port=0, certificate=server) as base:
+        assert base.startswith("https://127.0.0.1:")
+        with urllib.request.urlopen(f"{base}/pictures/a.jpg", context=client) as response:
+            assert response.read() == b"picture"

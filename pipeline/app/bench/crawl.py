@@ -84,7 +84,7 @@ def _compare(case: str, made: Corpus, base: str, work: Path, pictures: int, roun
         ours.cpu_s.append(_albef(lists[pictures], pictures, work / "ours", ca_file))
         peer.cpu_s.append(_img2dataset(lists[pictures], pictures, work / "peer", threads, ca_file))
         log.info("%s: round %d of %d: %s %.1f CPU s, %s %.1f", case, number, rounds, ours.name, ours.cpu_s[-1], peer.name, peer.cpu_s[-1])
-    same = _checked(_samples(work / "ours"), _samples(work / "peer"), pictures)
+    same = alike(_samples(work / "ours"), _samples(work / "peer"), pictures)
     for folder in ("ours", "peer", "start-up"):
         shutil.rmtree(work / folder)
 
@@ -137,15 +137,15 @@ def _samples_per_shard(number: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class Stored:
     width: int
     height: int
     jpeg: bytes
 
 
-def _samples(output: Path) -> dict[str, _Stored]:
+def _samples(output: Path) -> dict[str, Stored]:
     """The stored pictures by URL."""
-    return {record["url"]: _Stored(record["width"], record["height"], jpeg) for record, jpeg in _read_tars(output / "dataset")}
+    return {record["url"]: Stored(record["width"], record["height"], jpeg) for record, jpeg in _read_tars(output / "dataset")}
 
 
 def _read_tars(folder: Path) -> Iterator[tuple[Mapping[str, Any], bytes]]:
@@ -163,7 +163,7 @@ def _read_tars(folder: Path) -> Iterator[tuple[Mapping[str, Any], bytes]]:
         yield from ((records[key], jpeg) for key, jpeg in jpegs.items())
 
 
-def _checked(ours: Mapping[str, _Stored], peer: Mapping[str, _Stored], pictures: int) -> str:
+def alike(ours: Mapping[str, Stored], peer: Mapping[str, Stored], pictures: int) -> str:
     """How alike the two outputs are.
 
     Raises:

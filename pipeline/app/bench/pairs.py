@@ -5,12 +5,14 @@ repeats an earlier picture of any of the files, half of these in another spellin
 """
 
 import json
+import logging
 import multiprocessing
 import random
 import shutil
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +24,10 @@ from ingest.row_counts import RowCounts
 from ingest.sources.cc3m import ConceptualCaptions3M
 from ingest.sources.cc12m import Conceptual12M
 from ingest.sources.sbu import SbuCaptions
+from pipeline.app.bench.row import BenchRow, compared
 from pipeline.app.bench.usage import Usage, measured
+
+log = logging.getLogger(__name__)
 
 SAMPLES_PER_SHARD = 10_000
 SHARES = {"cc12m": 10 / 14, "cc3m": 3 / 14, "sbu": 1 / 14}
@@ -47,26 +52,39 @@ class Lists:
         return sum(path.stat().st_size for path in (self.cc12m, self.cc3m, self.sbu))
 
 
-def bench(folder: Path, rows: int = 14_000_000) -> dict[str, Any]:
-    """Generate the lists under `folder`, go through them in ours and in pandas' way, each in a fresh process, and remove everything."""
+def compare(folder: Path, rows: int = 14_000_000, rounds: int = 3) -> list[BenchRow]:
+    """Generate the lists under `folder`, go through them in ours and in pandas' way in turn, each in a fresh process, and remove everything."""
     try:
         lists = generate(folder / "lists", rows)
-        counts, ours = _in_a_fresh_process(pair_table_of, lists, folder / "table")
-        kept, pandas = _in_a_fresh_process(pandas_of, lists, folder / "table")
-        result = {"rows": lists.rows, "list_bytes": lists.bytes}
+        ours, peer = [], []
+        for number in range(1, rounds + 1):
+            counts, usage = _in_a_fresh_process(pair_table_of, lists, folder / "table")
+            kept, peer_usage = _in_a_fresh_process(pandas_of, lists, folder / "table")
+            ours.append(usage)
+            peer.append(peer_usage)
+            log.info("pairs-14m: round %d of %d: albef %s, pandas %s", number, rounds, usage, peer_usage)
+        gigabytes = lists.bytes / 1e9
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return result | {"albef": {"pictures": counts.pictures, **_figures(lists, ours)}, "pandas": {"pictures": kept, **_figures(lists, pandas)}}
+    note = (
+        f"{lists.rows} rows, {gigabytes:.1f} GB; ours, out of core, finds {counts.pictures} pictures by normalised URL, filters, and keeps all their captions; "
+        f"pandas, in memory, keeps {kept} and drops the other rows; wall time {_median_wall_s(ours):.0f} s, pandas {_median_wall_s(peer):.0f} s"
+    )
+    memory = [[usage.peak_rss_bytes / 1e9 for usage in side] for side in (ours, peer)]
+    return [
+        compared("pairs-14m", "rows/CPU-s", [lists.rows / usage.cpu_s for usage in ours], [lists.rows / usage.cpu_s for usage in peer], "pandas", note),
+        compared("pairs-14m memory", "GB", memory[0], memory[1], "pandas", "largest resident memory at one moment", more_is_better=False),
+    ]
+
+
+def _median_wall_s(side: Sequence[Usage]) -> float:
+    return statistics.median(usage.wall_s for usage in side)
 
 
 def _in_a_fresh_process(measure: Callable[[Lists, Path], tuple[T, Usage]], lists: Lists, folder: Path) -> tuple[T, Usage]:
     """What one way leaves in memory is then not counted with the other."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, lists, folder).result()
-
-
-def _figures(lists: Lists, usage: Usage) -> dict[str, float]:
-    return {**asdict(usage), "rows_per_s": lists.rows / usage.wall_s}
 
 
 def generate(folder: Path, rows: int, seed: int = 0) -> Lists:

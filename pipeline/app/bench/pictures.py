@@ -2,12 +2,13 @@
 
 import io
 import os
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from pipeline.app.bench.row import BenchRow, compared
 
 SHORTEST, LONGEST = 300, 1280  # pixels
 SHAPES = (2 / 3, 3 / 4, 1.0, 9 / 16, 4 / 3)  # height / width
@@ -21,7 +22,7 @@ def corpus(pictures: int, progressive: bool = False, seed: int = 0) -> list[byte
     return [_jpeg(rng, progressive) for _ in range(pictures)]
 
 
-def compare(pictures: int = 600, rounds: int = 5, progressive: bool = False, image_size: int = 256) -> dict[str, Any]:
+def compare(pictures: int = 600, rounds: int = 5, progressive: bool = False, image_size: int = 256) -> BenchRow:
     """Milliseconds of CPU a picture; the median over the rounds."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server for its newest version otherwise
     from img2dataset.resizer import Resizer
@@ -42,16 +43,12 @@ def compare(pictures: int = 600, rounds: int = 5, progressive: bool = False, ima
         ours.append(1000 * spent[0] / pictures)
         theirs.append(1000 * spent[1] / pictures)
     mean_kb = sum(map(len, bodies)) / pictures / 1000
-    return {
-        "case": "pictures-progressive" if progressive else "pictures",
-        "unit": "ms CPU / picture",
-        "ours": round(statistics.median(ours), 2),
-        "peer": round(statistics.median(theirs), 2),
-        "peer_name": "img2dataset Resizer",
-        "ratio": round(statistics.median(peer / own for own, peer in zip(ours, theirs, strict=True)), 2),
-        "note": f"{pictures} JPEGs of {SHORTEST} to {LONGEST} px, {mean_kb:.0f} kB each, to {image_size} keep_ratio, quality {store.encode_quality}; "
-        "ours reads orientation and profile and makes the perceptual hash too",
-    }
+    note = (
+        f"{pictures} JPEGs of {SHORTEST} to {LONGEST} px, {mean_kb:.0f} kB each, to {image_size} keep_ratio, quality {store.encode_quality}; "
+        "ours reads orientation and profile and makes the perceptual hash too"
+    )
+    case = "pictures-progressive" if progressive else "pictures"
+    return compared(case, "ms CPU/picture", ours, theirs, "img2dataset Resizer", note, more_is_better=False)
 
 
 def _cpu_s(work: Callable[[bytes], Any], bodies: list[bytes]) -> float:

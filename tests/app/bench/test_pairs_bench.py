@@ -51,10 +51,8 @@ def test_the_table_merges_every_repetition_and_pandas_those_of_one_spelling(list
 
 
 def test_the_benchmark_sets_both_ways_side_by_side_and_leaves_nothing(tmp_path: Path) -> None:
-    result = pairs.bench(tmp_path / "work", 1400)
-    assert result["rows"] == 1400
-    assert result["list_bytes"] > 1400 * 140
-    assert result["albef"]["pictures"] < result["pandas"]["pictures"] < 1400
-    for way in ("albef", "pandas"):
-        assert result[way]["rows_per_s"] == pytest.approx(1400 / result[way]["wall_s"])
+    speed, memory = pairs.compare(tmp_path / "work", 1400, rounds=1)
+    assert (speed.case, speed.unit, speed.peer_name, memory.unit) == ("pairs-14m", "rows/CPU-s", "pandas", "GB")
+    assert speed.note.startswith("1400 rows")
+    assert min(speed.ours, speed.peer, memory.ours, memory.peer) > 0
     assert list(tmp_path.iterdir()) == []
