@@ -44,6 +44,22 @@ class Outcome(StrEnum):
     UNEXPECTED_ERROR = "unexpected_error"  # a case this code does not know; the traceback is in engine.log
 
 
+# What a later round asks for again, since the cause was the network's, the server's load or ours on that day. Not 403 and 401: the server understood
+# and refused, and asking again is what its operator does not want; not TLS: expired and foreign certificates stay so; not 404, 410 and what the bytes are.
+MAY_PASS = frozenset(
+    {
+        Outcome.TIMEOUT,
+        Outcome.CONNECTION_FAILED,
+        Outcome.DNS_FAILED,  # resolvers under a crawler's load answer so for names that exist
+        Outcome.HTTP_429,
+        Outcome.HTTP_5XX,
+        Outcome.TRUNCATED,
+        Outcome.BAD_RESPONSE,
+        Outcome.UNEXPECTED_ERROR,  # a newer version may know the case
+    }
+)
+
+
 class Ended(Exception):
     """The way of a row ended before success."""
 
