@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ingest import engine, inputs, pair_table
+from ingest import engine, inputs, pair_table, purge
 from ingest.config import IngestConfig
 from ingest.display import summary
 from ingest.hold import ingest_held
@@ -42,6 +42,7 @@ def run(config: IngestConfig, run_folder: Path) -> Result:
     started = time.monotonic()
     mark, work_folder = claimed(config, run_folder)
     with ingest_held(config.output, config.engine, work_folder):
+        purge.complete(config.output)
         dataset = published_dataset(config.output, mark)
         if dataset is None:
             dataset = _build(config, mark, work_folder, run_folder)

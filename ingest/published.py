@@ -62,11 +62,16 @@ def read(output: str, name: str) -> PublishedShard:
 
 
 def rows(output: str, name: str, columns: list[str] | None = None) -> "pa.Table":
-    """The outcome table of a shard."""
+    """The outcome table of a shard; a column that older versions did not write is null."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with storage.open_read(outcome_path(output, name)) as file:
-        return pq.read_table(file, columns=columns)
+        found = pq.ParquetFile(file).read(columns=columns)  # leaves out what is not there
+    for field in outcomes.schema():
+        if field.name not in found.column_names and (columns is None or field.name in columns):
+            found = found.append_column(field, pa.nulls(found.num_rows, field.type))
+    return found
 
 
 def is_done(output: str, name: str) -> bool:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ingest import engine, ingest, published
+from ingest import engine, ingest, published, purge
 from ingest.config import IngestConfig
 from ingest.hold import ingest_held
 from ingest.outcomes import MAY_PASS, Outcome
@@ -42,6 +42,7 @@ def run(config: IngestConfig, run_folder: Path) -> ingest.Result:
     started = time.monotonic()
     mark, work_folder = ingest.claimed(config, run_folder)
     with ingest_held(config.output, config.engine, work_folder):
+        purge.complete(config.output)
         before = ingest.published_dataset(config.output, mark)
         if before is None:
             raise DataError(f"{config.output}: this dataset is not finished, so it is not known what failed; run albef ingest without --retry-failed first")
