@@ -40,3 +40,17 @@ def purge(
         typer.echo(f"... and {len(taken) - LINES_SHOWN} more; all are in {dataset}/purges")
     shards = len({one.shard for one in taken})
     typer.echo(f"{len(taken)} pictures taken out of {shards} shards" if taken else "nothing to purge")
+
+
+@app.command()
+def phash(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Parquet file to write: name and phash of each picture.")],
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURES...", help="Folders, zips and tars with your copies of a benchmark's pictures.")],
+) -> None:
+    """Hash the pictures of a benchmark by their looks, for ingest.held_out.phashes."""
+    from ingest.phash_corpus import build
+    from pipeline.core import logs
+
+    logs.configure()
+    hashed, unreadable = build(out, pictures)
+    typer.echo(f"{out}: {hashed} pictures hashed" + (f", {len(unreadable)} could not be read (named above)" if unreadable else ""))

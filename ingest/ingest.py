@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ingest import engine, inputs, pair_table, purge
+from ingest import engine, inputs, pair_table, purge, screening
 from ingest.config import IngestConfig
 from ingest.display import summary
 from ingest.hold import ingest_held
@@ -48,6 +48,7 @@ def run(config: IngestConfig, run_folder: Path) -> Result:
             dataset = _build(config, mark, work_folder, run_folder)
         else:
             log.info("ingest: %s is finished, nothing to fetch", config.output)
+        _warn_of_blocked(config)
     return result_of(config, dataset, time.monotonic() - started)
 
 
@@ -57,6 +58,7 @@ def claimed(config: IngestConfig, run_folder: Path) -> tuple[str, WorkFolder]:
     Raises:
         DataError: a list is missing, or the output cannot be written or holds another dataset.
     """
+    screening.read(config)  # a list that cannot be used is named here, not by every worker
     made_from = inputs.of(config)
     mark = fingerprint(made_from)
     inputs.claim_output(config.output, made_from)
@@ -73,6 +75,13 @@ def _build(config: IngestConfig, mark: str, work_folder: WorkFolder, run_folder:
         dataset = storage.patiently(partial(_publish, config, mark, work_folder, counts, shards), config.engine.storage_patience_s)
         storage.patiently(engine.spool_of(config, whole).remove, config.engine.storage_patience_s)
     return dataset
+
+
+def _warn_of_blocked(config: IngestConfig) -> None:
+    """A block list may have grown since the pictures were stored."""
+    if config.blocked and (found := len(purge.found(config.output, config.blocked))):
+        command = f"albef ingest purge {config.output} {' '.join(config.blocked)}"
+        log.warning("ingest: %d pictures of the dataset are on the lists of ingest.blocked now; take them out with: %s", found, command)
 
 
 def published_dataset(output: str, mark: str) -> manifest.Manifest | None:

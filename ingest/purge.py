@@ -78,6 +78,12 @@ def purge(dataset: str, lists: Sequence[str], engine: EngineConfig | None = None
         return taken
 
 
+def found(dataset: str, lists: Sequence[str]) -> list[Taken]:
+    """What `purge` would take now. By the holder of the dataset."""
+    blocked = block_list.read(lists)
+    return [one for holder in _holders(dataset, manifest.read_manifest(dataset)) for one in _taken_of(dataset, holder, blocked, 0)]
+
+
 def complete(dataset: str) -> None:
     """Bring what an interrupted purge left to its end: back before its manifest, forward after it. By the holder of the dataset."""
     numbers = _numbers(dataset)
