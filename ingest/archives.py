@@ -37,7 +37,7 @@ class Archives:
         """
         self._by_name = defaultdict[str, list[tuple[list[str], Member | str]]](list)
         for path in paths:
-            for name, found in _members(path):
+            for name, found in members(path):
                 parts = name.split("/")
                 self._by_name[parts[-1]].append((parts, found))
 
@@ -57,7 +57,7 @@ def _shared_at_end(one: list[str], other: list[str]) -> int:
     return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def _members(path: str) -> Iterator[tuple[str, Member | str]]:
+def members(path: str) -> Iterator[tuple[str, Member | str]]:
     if path.lower().endswith(".tar"):
         with opened_tar(path) as data:
             for member in tar.members(data, path):

@@ -114,6 +114,16 @@ class FilterConfig(Section):
     columns: list[ColumnFilter] = Field(default=[], description="what further columns must say, in the order they are asked")
 
 
+class HeldOutConfig(Section):
+    """Pictures a benchmark is scored on, which must not be in the dataset (held_out): by their ids in the lists and URLs, and by their looks."""
+
+    annotations: list[str] = Field(default=[], description="Karpathy's JSON files, such as dataset_coco.json and dataset_flickr30k.json, local or s3://")
+    splits: list[str] = Field(default=["val", "test"], min_length=1, description="the splits of the annotations that are held out")
+    ids: list[str] = Field(default=[], description="text, csv or parquet lists with an id an entry: coco:<number> or flickr:<number>")
+    phashes: list[str] = Field(default=[], description="perceptual hashes, as `albef ingest phash` makes them of your copies: a parquet, or a hash a line")
+    radius: int = Field(default=4, ge=0, le=16, description="bits of the 64 by which a picture's hash may differ from a held-out one")
+
+
 class IngestConfig(Section):
     """Download and shard: lists of URLs in, tars with index, manifest and outcome tables out."""
 
@@ -124,6 +134,11 @@ class IngestConfig(Section):
         default=0.0, ge=0, le=1, description="share of pictures, 0 to 1, that must succeed; below it ingest publishes and exits with 3"
     )
     filters: FilterConfig = Field(default=FilterConfig(), description="which rows of the lists become pictures")
+    blocked: list[str] = Field(
+        default=[],
+        description="text, csv or parquet lists, local or s3://, with an entry a line: a URL, a uid, a sha256 or a phash; those are not fetched or not stored",
+    )
+    held_out: HeldOutConfig = Field(default=HeldOutConfig(), description="benchmark pictures that must not be in the dataset")
     store: StoreConfig = Field(default=StoreConfig(), description="which pictures are kept, and how they are stored")
     fetch: FetchConfig = Field(default=FetchConfig(), description="how the web is asked")
     engine: EngineConfig = Field(default=EngineConfig(), description="who does the work")

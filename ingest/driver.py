@@ -26,6 +26,7 @@ class Job:
 
     config: dict[str, object]
     pair_table: str
+    first_shard: int
     spool: str
     done_shards: list[int]
     parent_pid: int
@@ -64,6 +65,7 @@ def _distribute(job: Job) -> None:
             number_sample_per_shard=config.samples_per_shard,
             done_shards=set(job.done_shards),
             tmp_path=spool.rows,
+            start_shard_id=job.first_shard,
         )
         children = config.engine.distributor == "multiprocessing"
         distribute(downloader.GuardedDownloader(config, spool, os.getpid() if children else None, holders_are_dead=children), reader)

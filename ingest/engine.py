@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from ingest import progress
@@ -18,6 +19,7 @@ from ingest.config import EngineConfig, IngestConfig
 from ingest.display import Display
 from ingest.driver import Job
 from ingest.published import PublishedShard
+from ingest.rounds import Round, done_shards
 from ingest.spool import Spool
 from ingest.work_folder import WorkFolder
 from pipeline.core import stopping, storage
@@ -41,19 +43,26 @@ def check_distributor(config: EngineConfig) -> None:
         raise ConfigError("ingest.engine.distributor is pyspark, which needs Java, and there is none; install a Java runtime or set JAVA_HOME")
 
 
-def spool_of(config: IngestConfig, work_folder: WorkFolder, mark: str) -> Spool:
+def spool_of(config: IngestConfig, now: Round) -> Spool:
     """Where workers share what is not published yet."""
     if config.engine.spool is not None:
-        return Spool(storage.join(config.engine.spool, mark))
+        return Spool(storage.join(config.engine.spool, now.mark))
     if config.engine.distributor == "multiprocessing":
-        return Spool(str(work_folder.folder / "spool"))
-    return Spool(storage.join(config.output, f"spool-{mark}"))
+        return Spool(str(now.work_folder.folder / "spool"))
+    return Spool(storage.join(config.output, f"spool-{now.mark}"))
 
 
-def fetch_missing(
-    config: IngestConfig, work_folder: WorkFolder, spool: Spool, rows: int, published: Callable[[], dict[str, PublishedShard]], run_folder: Path
-) -> dict[str, PublishedShard]:
-    """Run the engine until every shard of the pair table's `rows` rows is published; returns all shards.
+@contextlib.contextmanager
+def stopping_resumably() -> Iterator[None]:
+    """A storage that stays away in the block stops the command, which goes on when it is started again."""
+    try:
+        yield
+    except StorageUnreachable as error:
+        raise Stopped(f"stopped early: {error}; run the same command again when that is mended") from error
+
+
+def fetch_missing(config: IngestConfig, now: Round, run_folder: Path) -> dict[str, PublishedShard]:
+    """Run the engine until every shard of the round is published; returns all its shards.
 
     Raises:
         ConfigError: the distributor is not installed.
@@ -66,30 +75,33 @@ def fetch_missing(
         from ingest.fetch import tls_context
 
         tls_context(config.fetch.ca_file)  # a file that is no certificate is named here, not by every worker
+    spool = spool_of(config, now)
+    published = partial(storage.patiently, partial(done_shards, config, now), config.engine.storage_patience_s)
     shards = published()
-    total = -(-rows // config.samples_per_shard)
+    total = len(now.shards(config.samples_per_shard))
     fruitless = 0
-    with Display(rows, _outcomes(shards), run_folder) as display:
+    with Display(now.rows, _outcomes(shards), run_folder) as display:
         while len(shards) < total:
-            with _started(config, work_folder, spool, shards) as engine:
+            with _started(config, now, spool, shards) as engine:
                 lost = _watch(engine, config.engine, spool, _outcomes(shards), display, run_folder)
-            _raise_failure(work_folder)
+            _raise_failure(now.work_folder)
             before, shards = len(shards), published()
             stopping.raise_if_stopping(run_folder)
             fruitless = 0 if len(shards) > before else fruitless + 1
             if len(shards) < total and (lost is None or fruitless == STARTS_WITHOUT_PROGRESS):
-                raise RuntimeError(f"the engine ended ({lost or engine.returncode}) with {len(shards)} of {total} shards done; {_log_tail(work_folder)}")
+                raise RuntimeError(f"the engine ended ({lost or engine.returncode}) with {len(shards)} of {total} shards done; {_log_tail(now.work_folder)}")
         display.finish(_outcomes(shards))
     return shards
 
 
 @contextlib.contextmanager
-def _started(config: IngestConfig, work_folder: WorkFolder, spool: Spool, done: dict[str, PublishedShard]) -> Iterator["subprocess.Popen[bytes]"]:
+def _started(config: IngestConfig, now: Round, spool: Spool, done: dict[str, PublishedShard]) -> Iterator["subprocess.Popen[bytes]"]:
     """The engine, in a process group of its own: Ctrl-C reaches the parent alone, which stops it in good order."""
     storage.patiently(spool.clear_for_a_start, config.engine.storage_patience_s)
+    work_folder = now.work_folder
     work_folder.failure.unlink(missing_ok=True)
     done_shards = sorted(int(name) for name in done)
-    job = Job(config.model_dump(mode="json"), str(work_folder.pair_table), spool.folder, done_shards, os.getpid(), str(work_folder.failure))
+    job = Job(config.model_dump(mode="json"), str(work_folder.pair_table), now.first_shard, spool.folder, done_shards, os.getpid(), str(work_folder.failure))
     job.write(work_folder.job)
     root = str(Path(__file__).parents[1])  # the workers must import this checkout, whatever the current folder
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])), "PYSPARK_PYTHON": sys.executable}

@@ -1,34 +1,32 @@
 """Ingest: lists of picture URLs in; tars, index, outcome tables and a manifest out. The same command goes on where it was interrupted."""
 
-import contextlib
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ingest import engine, lease, pair_table, published
+from ingest import engine, inputs, pair_table, purge, screening
 from ingest.config import IngestConfig
 from ingest.display import summary
+from ingest.hold import ingest_held
 from ingest.outcomes import Outcome
 from ingest.published import PublishedShard
+from ingest.rounds import Round
 from ingest.row_counts import RowCounts
 from ingest.work_folder import WorkFolder
 from pipeline.core import stopping, storage
-from pipeline.core.errors import AlbefError, BelowFloor, DataError, Stopped, StorageUnreachable
-from pipeline.core.run_directory import RunDirectory, fingerprint
+from pipeline.core.errors import AlbefError, BelowFloor
+from pipeline.core.run_directory import fingerprint
 from shards import manifest
 
 log = logging.getLogger(__name__)
 
 Result = dict[str, Any]
-RECORD = "ingest.json"  # in the dataset folder: which lists and settings it is made from
-# What decides which sample lies where and what its bytes are; everything else may change between two starts.
-SETTINGS_OF_THE_DATA = ("samples_per_shard", "filters", "store")
 
 
 def run(config: IngestConfig, run_folder: Path) -> Result:
@@ -42,105 +40,60 @@ def run(config: IngestConfig, run_folder: Path) -> Result:
         Stopped: asked to stop, or the storage went away; the same command continues.
     """
     started = time.monotonic()
-    inputs = _inputs(config)
-    mark = fingerprint(inputs)
-    _claim_output(config.output, inputs)
-    work_folder = WorkFolder((run_folder / "ingest" / mark).absolute())
-    with _held(config, work_folder):
-        dataset = _published_dataset(config.output, mark)
+    mark, work_folder = claimed(config, run_folder)
+    with ingest_held(config.output, config.engine, work_folder):
+        purge.complete(config.output)
+        dataset = published_dataset(config.output, mark)
         if dataset is None:
             dataset = _build(config, mark, work_folder, run_folder)
         else:
             log.info("ingest: %s is finished, nothing to fetch", config.output)
-    result = _result(dataset, time.monotonic() - started)
-    _check_floor(config, dataset)
-    return result
+        _warn_of_blocked(config)
+    return result_of(config, dataset, time.monotonic() - started)
+
+
+def claimed(config: IngestConfig, run_folder: Path) -> tuple[str, WorkFolder]:
+    """The fingerprint of the lists and settings, and the folder to work in, once the output is known to be free for them.
+
+    Raises:
+        DataError: a list is missing, or the output cannot be written or holds another dataset.
+    """
+    screening.read(config)  # a list that cannot be used is named here, not by every worker
+    made_from = inputs.of(config)
+    mark = fingerprint(made_from)
+    inputs.claim_output(config.output, made_from)
+    return mark, WorkFolder((run_folder / "ingest" / mark).absolute())
 
 
 def _build(config: IngestConfig, mark: str, work_folder: WorkFolder, run_folder: Path) -> manifest.Manifest:
-    counts = _pair_table(config, work_folder, run_folder)
+    counts = read_lists(config, work_folder, run_folder)
     log.info("ingest: %d rows, %d pictures with %d captions, rejected %s", counts.rows, counts.pictures, counts.captions, counts.rejected or "none")
     stopping.raise_if_stopping(run_folder)
-    spool = engine.spool_of(config, work_folder, mark)
-    try:
-        done_shards = partial(storage.patiently, partial(_done_shards, config, counts.pictures), config.engine.storage_patience_s)
-        shards = engine.fetch_missing(config, work_folder, spool, counts.pictures, done_shards, run_folder)
+    whole = Round(mark, 0, counts.pictures, work_folder)
+    with engine.stopping_resumably():
+        shards = engine.fetch_missing(config, whole, run_folder)
         dataset = storage.patiently(partial(_publish, config, mark, work_folder, counts, shards), config.engine.storage_patience_s)
-        storage.patiently(spool.remove, config.engine.storage_patience_s)
-    except StorageUnreachable as error:
-        raise Stopped(f"stopped early: {error}; run the same command again when that is mended") from error
+        storage.patiently(engine.spool_of(config, whole).remove, config.engine.storage_patience_s)
     return dataset
 
 
-def _inputs(config: IngestConfig) -> dict[str, Any]:
-    """Everything the data depends on.
-
-    Raises:
-        DataError: a list or an archive is missing.
-    """
-    return {"sources": [source.mark() for source in config.sources]} | config.model_dump(mode="json", include=set(SETTINGS_OF_THE_DATA))
+def _warn_of_blocked(config: IngestConfig) -> None:
+    """A block list may have grown since the pictures were stored."""
+    if config.blocked and (found := len(purge.found(config.output, config.blocked))):
+        command = f"albef ingest purge {config.output} {' '.join(config.blocked)}"
+        log.warning("ingest: %d pictures of the dataset are on the lists of ingest.blocked now; take them out with: %s", found, command)
 
 
-def _claim_output(output: str, inputs: dict[str, Any]) -> None:
-    """Refuse a folder with other data; otherwise write the record, which also proves before any fetch that the place can be written.
-
-    Raises:
-        DataError: the folder holds another dataset, or cannot be written.
-    """
-    path = storage.join(output, RECORD)
-    if storage.exists(path):
-        before = json.loads(storage.read_bytes(path))
-        for key, value in inputs.items():
-            if before.get(key) != value:
-                change = "other lists" if key == "sources" else f"{key} {before.get(key)}, now {value}"
-                raise DataError(f"{output}: holds a dataset made from {change}; choose another output folder or take back the change")
-    elif manifest.newest_number(output) is not None or any(name.endswith(".tar") for name in storage.list_files(output)):
-        raise DataError(f"{output}: holds tars that ingest did not make; choose another output folder")
-    storage.write_bytes(path, json.dumps(inputs, indent=1).encode())
-
-
-@contextlib.contextmanager
-def _held(config: IngestConfig, work_folder: WorkFolder) -> Iterator[None]:
-    """The dataset for this process alone, cleared of what a killed one left half-written: two would publish each other's shards."""
-    with RunDirectory(work_folder.folder).locked():
-        if storage.is_local(config.output):
-            folder = Path(config.output.removeprefix("file://"))
-            with RunDirectory(folder / "outcomes").locked():
-                for place in (folder, folder / "outcomes", folder / "index", folder / "manifests"):
-                    for leftover in place.glob(".*.tmp"):
-                        leftover.unlink()
-                yield
-        else:
-            with _leased(config, work_folder):
-                if aborted := storage.abort_uploads(config.output):
-                    log.info("ingest: removed %d unfinished uploads of an earlier start", aborted)
-                yield
-
-
-@contextlib.contextmanager
-def _leased(config: IngestConfig, work_folder: WorkFolder) -> Iterator[None]:
-    """An object store has no locks: a lease in the dataset folder instead."""
-    folder = storage.join(config.output, "lease")
-    before = lease.highest(folder)
-    # This work folder is locked, so the process that wrote this file is dead: if it was the last holder, there is nobody to wait for.
-    ours = work_folder.output_generation.exists() and work_folder.output_generation.read_text() == str(before)
-    if before is not None and not ours:
-        log.info("ingest: %s is or was in use by another process; waiting %.0f s for a sign of life", config.output, config.engine.lease_s)
-    with lease.claim(folder, config.engine.lease_s, config.engine.storage_patience_s, holder_is_dead=ours) as held:
-        storage.write_bytes(str(work_folder.output_generation), str(held.generation).encode())
-        yield
-        held.check()
-    lease.release(held)
-
-
-def _published_dataset(output: str, mark: str) -> manifest.Manifest | None:
+def published_dataset(output: str, mark: str) -> manifest.Manifest | None:
+    """The newest dataset in the folder, if it is made from these lists and settings."""
     if manifest.newest_number(output) is None:
         return None
     found = manifest.read_manifest(output)
     return found if found.config.get("fingerprint") == mark else None
 
 
-def _pair_table(config: IngestConfig, work_folder: WorkFolder, run_folder: Path) -> RowCounts:
+def read_lists(config: IngestConfig, work_folder: WorkFolder, run_folder: Path) -> RowCounts:
+    """Make the pair table unless the work folder has it."""
     if work_folder.counts.exists():
         return RowCounts.from_json(json.loads(work_folder.counts.read_bytes()))
     table, rejected = str(work_folder.pair_table), str(work_folder.rejected)
@@ -150,38 +103,36 @@ def _pair_table(config: IngestConfig, work_folder: WorkFolder, run_folder: Path)
     return counts
 
 
-def _done_shards(config: IngestConfig, pictures: int) -> dict[str, PublishedShard]:
-    """The shards that stand whole in the dataset folder, by name.
-
-    Raises:
-        DataError: one covers another number of rows than it should.
-    """
-    shards = {}
-    for name in filter(str.isdigit, published.names(config.output)):  # shards this ingest numbered
-        shard = published.read(config.output, name)
-        expected = min(config.samples_per_shard, pictures - int(name) * config.samples_per_shard)
-        if shard.rows != expected or sum(shard.outcomes.values()) != expected:
-            raise DataError(f"{published.outcome_path(config.output, name)}: {shard.rows} rows, expected {expected}; remove it and run again")
-        if published.is_whole(config.output, shard):
-            shards[name] = shard
-        else:
-            log.warning("shard %s: its tar or index is missing or has another size; it is fetched again", name)
-    return shards
-
-
 def _publish(config: IngestConfig, mark: str, work_folder: WorkFolder, counts: RowCounts, shards: dict[str, PublishedShard]) -> manifest.Manifest:
-    outcomes = sum((Counter(shard.outcomes) for shard in shards.values()), Counter[str]())
-    entries = [shard.entry for shard in shards.values() if shard.entry is not None]
-    samples = sum(entry.samples for entry in entries)
-    if outcomes.total() != counts.pictures or samples != outcomes[Outcome.SUCCESS.value]:
-        raise AlbefError(f"{counts.pictures} pictures were listed, {outcomes.total()} have an outcome; {samples} samples for {dict(outcomes)}")
+    outcomes, entries = totals(shards.values())
+    check_totals(counts.pictures, outcomes, entries)
     storage.write_bytes(storage.join(config.output, "rejected.parquet"), work_folder.rejected.read_bytes())
     record = {"fingerprint": mark, "rows": asdict(counts), "ingest": config.model_dump(mode="json")}
     return manifest.publish(config.output, entries, dict(outcomes.most_common()), record)
 
 
-def _result(dataset: manifest.Manifest, seconds: float) -> Result:
+def totals(shards: Iterable[PublishedShard]) -> tuple[Counter[str], list[manifest.ShardEntry]]:
+    """The outcomes of all their rows, and those that have a tar."""
+    found = list(shards)
+    outcomes = sum((Counter(shard.outcomes) for shard in found), Counter[str]())
+    return outcomes, [shard.entry for shard in found if shard.entry is not None]
+
+
+def check_totals(pictures: int, outcomes: Counter[str], entries: Iterable[manifest.ShardEntry]) -> None:
+    """Raises AlbefError when a row was lost or counted twice."""
+    samples = sum(entry.samples for entry in entries)
+    if outcomes.total() != pictures or samples != outcomes[Outcome.SUCCESS.value]:
+        raise AlbefError(f"{pictures} pictures were listed, {outcomes.total()} have an outcome; {samples} samples for {dict(outcomes)}")
+
+
+def result_of(config: IngestConfig, dataset: manifest.Manifest, seconds: float) -> Result:
+    """What a stage tells of its dataset.
+
+    Raises:
+        BelowFloor: fewer successes than `success_floor`.
+    """
     counts = {"shards": len(dataset.shards), "samples": dataset.num_samples, "captions": dataset.num_captions}
+    _check_floor(config, dataset)
     return {"outcomes": dataset.outcomes, "rows": dataset.config["rows"], **counts, "fingerprint": dataset.fingerprint, "seconds": round(seconds, 1)}
 
 

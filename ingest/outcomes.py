@@ -41,7 +41,26 @@ class Outcome(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     DECODE_FAILED = "decode_failed"
     DAMAGED_MEMBER = "damaged_member"  # of a zip or tar the user has: cut off, or with another checksum
+    BLOCKED_BY_LIST = "blocked_by_list"  # ingest.blocked names it: not fetched, or not stored
+    HELD_OUT = "held_out"  # a benchmark's picture, by its id or its looks
+    PURGED = "purged"  # was stored, and taken out later
     UNEXPECTED_ERROR = "unexpected_error"  # a case this code does not know; the traceback is in engine.log
+
+
+# What a later round asks for again, since the cause was the network's, the server's load or ours on that day. Not 403 and 401: the server understood
+# and refused, and asking again is what its operator does not want; not TLS: expired and foreign certificates stay so; not 404, 410 and what the bytes are.
+MAY_PASS = frozenset(
+    {
+        Outcome.TIMEOUT,
+        Outcome.CONNECTION_FAILED,
+        Outcome.DNS_FAILED,  # resolvers under a crawler's load answer so for names that exist
+        Outcome.HTTP_429,
+        Outcome.HTTP_5XX,
+        Outcome.TRUNCATED,
+        Outcome.BAD_RESPONSE,
+        Outcome.UNEXPECTED_ERROR,  # a newer version may know the case
+    }
+)
 
 
 class Ended(Exception):
@@ -59,8 +78,8 @@ def of_status(status: int) -> Outcome:
     return Outcome.HTTP_5XX if 500 <= status < 600 else Outcome.HTTP_STATUS_OTHER
 
 
-def table(rows: Sequence[dict[str, Any]]) -> "pa.Table":
-    """The outcome table of a shard, one row a row of the pair table, in its order; `bytes` are of the body as received.
+def schema() -> "pa.Schema":
+    """Of an outcome table; `bytes` are of the body as received.
 
     Sizes in pixels and `phash` are there for successes, `sha256` of the body for whatever was received whole, `published_hash` (match or
     changed) where the list gave a hash.
@@ -71,4 +90,11 @@ def table(rows: Sequence[dict[str, Any]]) -> "pa.Table":
     columns = {"key": text, "uid": text, "url": text, "source": text, "extra": text, "outcome": text, "http_status": number, "bytes": pa.int64()}
     columns |= {"width": number, "height": number, "original_width": number, "original_height": number, "sha256": text, "phash": text}
     columns |= {"published_hash": text, "attempts": number, "latency_s": pa.float32(), "detail": text}
-    return pa.Table.from_pylist(list(rows), schema=pa.schema(list(columns.items())))
+    return pa.schema(list(columns.items()))
+
+
+def table(rows: Sequence[dict[str, Any]]) -> "pa.Table":
+    """The outcome table of a shard, one row a row of the pair table, in its order."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(list(rows), schema=schema())

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ingest import outcomes
 from pipeline.core import storage
@@ -15,12 +15,15 @@ from pipeline.core.errors import DataError
 from shards import layout
 from shards.manifest import ShardEntry
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 METADATA_KEY = b"albef_shard"
 
 
 @dataclass(frozen=True)
 class PublishedShard:
-    """`entry` is None when none of the shard's rows succeeded: then it has no tar."""
+    """`entry` is None when the shard holds no sample: then it has no tar. A purge gives its tar another name; that of the outcome table stays."""
 
     name: str
     rows: int
@@ -58,6 +61,19 @@ def read(output: str, name: str) -> PublishedShard:
     return PublishedShard(record["name"], record["rows"], record["outcomes"], entry)
 
 
+def rows(output: str, name: str, columns: list[str] | None = None) -> "pa.Table":
+    """The outcome table of a shard; a column that older versions did not write is null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with storage.open_read(outcome_path(output, name)) as file:
+        found = pq.ParquetFile(file).read(columns=columns)  # leaves out what is not there
+    for field in outcomes.schema():
+        if field.name not in found.column_names and (columns is None or field.name in columns):
+            found = found.append_column(field, pa.nulls(found.num_rows, field.type))
+    return found
+
+
 def is_done(output: str, name: str) -> bool:
     """Whether the shard stands whole in the dataset folder."""
     return storage.exists(outcome_path(output, name)) and is_whole(output, read(output, name))
@@ -72,5 +88,5 @@ def is_whole(output: str, shard: PublishedShard) -> bool:
     """Whether the tar and the index that the outcome table speaks of are there, the tar with its size; `albef shards verify` hashes them."""
     if shard.entry is None:
         return True
-    tar = layout.tar_path(output, shard.name)
-    return storage.exists(tar) and storage.size(tar) == shard.entry.bytes and storage.exists(layout.index_path(output, shard.name))
+    tar = layout.tar_path(output, shard.entry.name)
+    return storage.exists(tar) and storage.size(tar) == shard.entry.bytes and storage.exists(layout.index_path(output, shard.entry.name))

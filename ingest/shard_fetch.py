@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from ingest import journal
+from ingest import journal, screening
 from ingest.archives import read_member
 from ingest.config import IngestConfig
 from ingest.fetch import Fetched, Fetcher
@@ -41,6 +41,7 @@ class ShardFetch:
         missing = [index for index in range(len(rows)) if index not in kept.facts]
         self.rotation = HostRotation([(index, _place(index, rows[index])) for index in missing], config.fetch.connections_per_host)
         self.journal_lock = asyncio.Lock()
+        self.screen = screening.read_once(config)
 
     async def run(self) -> bool:
         """Whether all rows are in the journal now; False when asked to stop before. Either way what was finished is safe."""
@@ -73,12 +74,22 @@ class ShardFetch:
                 if index is None:
                     return
                 row = self.rows[index]
-                if (member := member_of(row)) is not None:
+                if (refused := self._refused(row)) is not None:
+                    facts, jpeg = self._finish(row, refused)
+                elif (member := member_of(row)) is not None:
                     facts, jpeg = await self._finished(pictures, row, await asyncio.to_thread(self._from_archive, member))
                 else:
                     async with fetcher.fetching(row["url"]) as fetched:
                         facts, jpeg = await self._finished(pictures, row, fetched)
             await self._keep(index, facts, jpeg)
+
+    def _refused(self, row: Row) -> Fetched | None:
+        """How a row ends that is not asked for at all."""
+        try:
+            self.screen.check_row(row)
+        except Ended as end:
+            return Fetched(end.outcome, b"", None, 0.0, end.detail, attempts=0)
+        return None
 
     async def _finished(self, pictures: ThreadPoolExecutor, row: Row, fetched: Fetched) -> tuple[Facts, bytes]:
         if not fetched.body:
@@ -113,7 +124,9 @@ class ShardFetch:
             facts["published_hash"] = "match" if published == facts["sha256"] else "changed"
         prepare = self.preparers[row["source"]]
         try:
+            self.screen.check_bytes(facts["sha256"])
             prepared = prepare(fetched.body, extra.get(prepare.store.blur_column) if prepare.store.blur_column else None)
+            self.screen.check_looks(prepared.phash)
         except Ended as end:
             return facts | {"outcome": end.outcome.value, "detail": end.detail}, b""
         except Exception as error:

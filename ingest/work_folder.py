@@ -4,6 +4,7 @@ pair_table/, rejected.parquet, counts.json          the lists, read (counts.json
 pair_table.tmp/                                     rows on their way into the pair table
 job.json, failure.json                              what the engine is to do, and why it could not
 engine.log                                          what the engine and its libraries print
+rounds/<mark>/                                      the same for rows that are tried again
 output_generation                                   the lease on a dataset on S3 that the last start held
 """
 
@@ -48,3 +49,7 @@ class WorkFolder:
     @property
     def output_generation(self) -> Path:
         return self.folder / "output_generation"
+
+    @property
+    def rounds(self) -> Path:
+        return self.folder / "rounds"

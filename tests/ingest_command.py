@@ -13,18 +13,18 @@ import psutil
 from ingest.config import IngestConfig
 
 PROGRAM = (
-    "import sys; from pathlib import Path; from ingest import ingest; from ingest.config import IngestConfig; from pipeline.core import stopping;"
+    "import importlib, sys; from pathlib import Path; from ingest.config import IngestConfig; from pipeline.core import stopping;"
     "stopping.install_handlers();"
-    "ingest.run(IngestConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))"
+    "importlib.import_module(sys.argv[3]).run(IngestConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))"
 )
 
 
 @contextlib.contextmanager
-def running(config: IngestConfig, run_folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def running(config: IngestConfig, run_folder: Path, module: str = "ingest.ingest") -> Iterator["subprocess.Popen[bytes]"]:
     """Ingest in a process group of its own; nothing of it outlives the block."""
     settings = run_folder.with_suffix(".json")
     settings.write_text(config.model_dump_json())
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(settings), str(run_folder)], start_new_session=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(settings), str(run_folder), module], start_new_session=True, stderr=subprocess.PIPE)
     try:
         yield process
     finally:

@@ -45,10 +45,21 @@ def run(
     typer.echo(f"report: {report.resolve()}")
 
 
-@app.command()
-def ingest(config: ConfigPath, overrides: Overrides = None) -> None:
+def ingest(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try the rows of the finished dataset again whose failure may pass (timeouts, 429, 5xx, ...); adds shards.")
+    ] = False,
+) -> None:
     """Download the pictures of the lists in CONFIG and write verified shards with an index and a manifest."""
-    _stage("ingest", config, overrides)
+    if not retry_failed:
+        _stage("ingest", config, overrides)
+        return
+    from pipeline.app.run import retry_failed as again
+
+    result = again(_loaded(config, overrides))
+    typer.echo(f"{result['retried']} rows tried again, {result['added']} samples added" if result["retried"] else "nothing to retry")
 
 
 @app.command()
@@ -156,9 +167,16 @@ def _stage(stage: str, config: Path, overrides: list[str] | None) -> Any:
 
 
 def _add_rooms() -> None:
+    from ingest.cli import app as ingest_app
     from shards.cli import app as shards_app
 
     app.add_typer(bench_app, name="bench")
+    ingest_app.command("CONFIG")(ingest)
+    app.add_typer(
+        ingest_app,
+        name="ingest",
+        help="Download pictures and shard them: albef ingest CONFIG [section.key=value]... [--retry-failed]; and see to what is there.",
+    )
     app.add_typer(config_app, name="config")
     app.add_typer(shards_app, name="shards", help="Tools for any WebDataset folder: index, verify, stats.")
 

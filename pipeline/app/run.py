@@ -91,6 +91,20 @@ def run_stage(stage: str, config: RunConfig) -> Result:
         return _run_unless_finished(stage, config, directory)
 
 
+def retry_failed(config: RunConfig) -> Result:
+    """What ingest's web would not give, once more; the stage's record becomes that of the larger dataset."""
+    import ingest.retry
+
+    if config.ingest is None:
+        raise ConfigError("ingest: the configuration has no such section, so there is nothing to try again")
+    directory = RunDirectory(Path(config.run.folder))
+    started = time.monotonic()
+    with directory.locked(), _pictures_served(config):
+        result = ingest.retry.run(config.ingest, directory.path)
+        directory.finish("ingest", _fingerprint("ingest", config, directory), result, time.monotonic() - started)
+    return result
+
+
 def _run_unless_finished(stage: str, config: RunConfig, directory: RunDirectory) -> Result:
     finished = _finished_result(stage, config, directory)
     if finished is not None:

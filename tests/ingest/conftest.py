@@ -38,6 +38,7 @@ class Web:
         self.user_agents: set[str] = set()
         self.connections = 0
         self.delay_s = 0.0
+        self.down = False  # what /moody/ says is 503 then
         self.base = ""
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -86,7 +87,7 @@ class Web:
     async def _answer(self, path: str, writer: asyncio.StreamWriter) -> None:
         kind, _, rest = path.partition("?")[0].partition("/")
         number = int(rest) if rest.isdigit() else 0
-        picture = jpeg_bytes(number) if kind in ("good", "truncated", "longer", "noai", "mirror") else b""
+        picture = jpeg_bytes(number) if kind in ("good", "truncated", "longer", "noai", "mirror", "moody") else b""
         if kind == "slow":  # never idle for long, never done
             writer.write(_response(b"", length=90_000))
             while True:
@@ -95,6 +96,7 @@ class Web:
                 await asyncio.sleep(0.1)
         answers: dict[str, Callable[[], bytes]] = {
             "good": lambda: _response(picture),
+            "moody": lambda: _response(b"", "503 Overloaded") if self.down else _response(picture),
             "mirror": lambda: _response(b"", "302 Found", f"Location: /good/{number}\r\n"),
             "truncated": lambda: _response(picture[: len(picture) // 2], length=len(picture)),
             "longer": lambda: _response(picture, length=len(picture) // 2),
