@@ -13,7 +13,6 @@ import numpy as np
 
 from ingest import published
 from ingest.outcomes import Outcome
-from pipeline.core import storage
 from shards.manifest import Manifest
 
 SAMPLE_ROWS = 1_000_000
@@ -82,7 +81,7 @@ def facts_of(output: str, dataset: Manifest, sample_rows: int = SAMPLE_ROWS) -> 
     step = max(1, -(-sum(dataset.outcomes.values()) // sample_rows))
     for number, name in enumerate(names):
         sampled = number % step == 0
-        table = _without(_read(output, name, EXACT + SAMPLED if sampled else EXACT), _tried_again(name, rounds))
+        table = _without(published.rows(output, name, EXACT + SAMPLED if sampled else EXACT), _tried_again(name, rounds))
         facts.shards += 1
         facts.rows += table.num_rows
         _count_outcomes(facts, table)
@@ -112,15 +111,6 @@ def _without(table: Any, outcomes: list[str]) -> Any:
     return table.filter(pc.invert(pc.is_in(table["outcome"], pa.array(outcomes, pa.string())))) if outcomes else table
 
 
-def _read(output: str, name: str, columns: list[str]) -> Any:
-    """The columns that the table has: a dataset may be older than some of them."""
-    import pyarrow.parquet as pq
-
-    with storage.open_read(published.outcome_path(output, name)) as file:
-        table = pq.ParquetFile(file)
-        return table.read([column for column in columns if column in table.schema_arrow.names])
-
-
 def _count_outcomes(facts: Facts, table: Any) -> None:
     for group in table.group_by(EXACT).aggregate([([], "count_all")]).to_pylist():
         facts.by_source[group["source"]][group["outcome"]] += group["count_all"]
@@ -138,18 +128,16 @@ def _sample(facts: Facts, table: Any) -> None:
     facts.bytes += pc.sum(table["bytes"]).as_py() or 0
     facts.latency_s.add(_numbers(table, "latency_s"))
     facts.body_bytes.add(_numbers(stored, "bytes"))
-    if "attempts" in table.schema.names:
-        facts.requests += pc.sum(table["attempts"]).as_py() or 0
-    if "width" in table.schema.names:
-        facts.stored_side.add(np.minimum(_numbers(stored, "width"), _numbers(stored, "height")))
-        facts.original_side.add(np.minimum(_numbers(stored, "original_width"), _numbers(stored, "original_height")))
-    if "caption_words" in table.schema.names:
-        facts.caption_words.add(pc.list_flatten(stored["caption_words"]).to_numpy())
-        facts.captions_per_picture.add(pc.list_value_length(stored["caption_words"]).to_numpy())
+    facts.requests += pc.sum(table["attempts"]).as_py() or 0
+    facts.stored_side.add(np.minimum(_numbers(stored, "width"), _numbers(stored, "height")))
+    facts.original_side.add(np.minimum(_numbers(stored, "original_width"), _numbers(stored, "original_height")))
+    words = stored["caption_words"].drop_null()
+    facts.caption_words.add(pc.list_flatten(words).to_numpy())
+    facts.captions_per_picture.add(pc.list_value_length(words).to_numpy())
 
 
 def _numbers(table: Any, column: str) -> np.ndarray:
-    """Without nulls, which stand for what was never known: the latency of a row that was not asked for."""
+    """Without nulls, which stand for what was never known: the latency of a row that was not asked for, a column of a newer version."""
     numbers: np.ndarray = table[column].drop_null().to_numpy()
     return numbers
 
