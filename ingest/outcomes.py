@@ -79,7 +79,7 @@ def of_status(status: int) -> Outcome:
 
 
 def schema() -> "pa.Schema":
-    """Of an outcome table; `bytes` are of the body as received.
+    """Of an outcome table; `bytes` are of the body as received, `caption_words` of each caption.
 
     Sizes in pixels and `phash` are there for successes, `sha256` of the body for whatever was received whole, `published_hash` (match or
     changed) where the list gave a hash.
@@ -89,7 +89,7 @@ def schema() -> "pa.Schema":
     text, number = pa.string(), pa.int32()
     columns = {"key": text, "uid": text, "url": text, "source": text, "extra": text, "outcome": text, "http_status": number, "bytes": pa.int64()}
     columns |= {"width": number, "height": number, "original_width": number, "original_height": number, "sha256": text, "phash": text}
-    columns |= {"published_hash": text, "attempts": number, "latency_s": pa.float32(), "detail": text}
+    columns |= {"published_hash": text, "attempts": number, "latency_s": pa.float32(), "detail": text, "caption_words": pa.list_(number)}
     return pa.schema(list(columns.items()))
 
 
@@ -97,4 +97,9 @@ def table(rows: Sequence[dict[str, Any]]) -> "pa.Table":
     """The outcome table of a shard, one row a row of the pair table, in its order."""
     import pyarrow as pa
 
-    return pa.Table.from_pylist(list(rows), schema=schema())
+    return pa.Table.from_pylist([{**row, "caption_words": _caption_words(row)} for row in rows], schema=schema())
+
+
+def _caption_words(row: dict[str, Any]) -> list[int] | None:
+    """Of the row's captions, or as an earlier outcome table had them."""
+    return [len(caption.split()) for caption in row["captions"]] if "captions" in row else row.get("caption_words")

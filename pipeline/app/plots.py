@@ -105,6 +105,11 @@ def _two_panels(draw: Callable[[Axes, Axes], None]) -> str:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
+    return as_png(figure)
+
+
+def as_png(figure: Figure) -> str:
+    """In base64."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from pipeline.app.figures import machine
+from pipeline.app.ingest_page import ingest_page
 from pipeline.app.plots import Curves, loss_plot, recall_plot, schedule_plot, throughput_plot
 from pipeline.core import storage
 from pipeline.core.run_directory import RunDirectory
@@ -43,7 +44,7 @@ def _context(directory: RunDirectory) -> dict[str, Any]:
         "name": directory.path.name,
         "machine": machine(),
         "durations": [(STAGE_NAMES[stage], record["seconds"]) for stage, record in records.items() if record],
-        "ingest": _ingest(records["ingest"]),
+        "ingest": ingest_page(records["ingest"], directory.path),
         "training": _training(directory.path / "train" / "metrics.jsonl", records["train"]),
         "retrieval": _retrieval(results),
         "contrast": _contrast(results),
@@ -52,16 +53,6 @@ def _context(directory: RunDirectory) -> dict[str, Any]:
         "checkpoint": results["checkpoint"] if results else None,
         "config": config.read_text() if config.exists() else "",
     }
-
-
-def _ingest(record: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Outcomes with their shares, the most frequent first, and the rows of the lists they come from."""
-    if record is None:
-        return None
-    result = record["result"]
-    outcomes = sorted(result["outcomes"].items(), key=lambda item: -item[1])
-    total = sum(result["outcomes"].values())
-    return {**result, "table": [(name, count, 100 * count / max(total, 1)) for name, count in outcomes], "total": total}
 
 
 def _training(metrics: Path, record: dict[str, Any] | None) -> dict[str, Any] | None:

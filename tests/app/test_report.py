@@ -54,7 +54,7 @@ def test_outcomes_recalls_references_and_contrast_are_in_the_tables(run: RunDire
     for shown in (
         "http_404",
         "97.00 %",
-        "empty_caption 2",
+        "empty_caption",
         "ITM re-ranking of the best 16",
         "41.0",
         "symbolic oracle",
