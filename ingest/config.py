@@ -37,6 +37,12 @@ class FetchConfig(Section):
         default=[80, 443, 8080, 8443],
         description="ports that are asked; others are refused (blocked_address); allow_loopback opens all, since demos choose theirs",
     )
+    outage_rows: int = Field(
+        default=200,
+        ge=0,
+        description="rows in a row without any answer, over at least ten hosts or all there are, after which the network counts as gone and ingest stops "
+        "resumably (exit code 4) without writing them down as failed; 0: never",
+    )
     connections_per_host: int = Field(default=8, ge=1, description="fetches in flight to one host in each process")
     requests_per_second_per_host: float | None = Field(default=None, gt=0, description="upper bound in each process; default: none")
     user_agent: str = Field(

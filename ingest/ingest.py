@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ingest import engine, inputs, pair_table, purge, screening
+from ingest import duplicates, engine, inputs, pair_table, purge, screening
 from ingest.config import IngestConfig
 from ingest.display import summary
 from ingest.hold import ingest_held
@@ -49,7 +49,8 @@ def run(config: IngestConfig, run_folder: Path) -> Result:
         else:
             log.info("ingest: %s is finished, nothing to fetch", config.output)
         _warn_of_blocked(config)
-    return result_of(config, dataset, time.monotonic() - started)
+        repeated = duplicates.report(config.output, dataset)
+    return result_of(config, dataset, repeated, time.monotonic() - started)
 
 
 def claimed(config: IngestConfig, run_folder: Path) -> tuple[str, WorkFolder]:
@@ -125,7 +126,7 @@ def check_totals(pictures: int, outcomes: Counter[str], entries: Iterable[manife
         raise AlbefError(f"{pictures} pictures were listed, {outcomes.total()} have an outcome; {samples} samples for {dict(outcomes)}")
 
 
-def result_of(config: IngestConfig, dataset: manifest.Manifest, seconds: float) -> Result:
+def result_of(config: IngestConfig, dataset: manifest.Manifest, repeated: duplicates.Totals, seconds: float) -> Result:
     """What a stage tells of its dataset.
 
     Raises:
@@ -133,7 +134,8 @@ def result_of(config: IngestConfig, dataset: manifest.Manifest, seconds: float) 
     """
     counts = {"shards": len(dataset.shards), "samples": dataset.num_samples, "captions": dataset.num_captions}
     _check_floor(config, dataset)
-    return {"outcomes": dataset.outcomes, "rows": dataset.config["rows"], **counts, "fingerprint": dataset.fingerprint, "seconds": round(seconds, 1)}
+    told = {"outcomes": dataset.outcomes, "rows": dataset.config["rows"], **counts, "duplicates": repeated}
+    return told | {"fingerprint": dataset.fingerprint, "seconds": round(seconds, 1)}
 
 
 def _check_floor(config: IngestConfig, dataset: manifest.Manifest) -> None:

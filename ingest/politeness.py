@@ -129,7 +129,7 @@ class HostRotation:
     def __init__(self, rows: Iterable[tuple[int, str]], lanes_per_host: int) -> None:
         self._rows: dict[str, deque[int]] = defaultdict(deque)
         for index, url in rows:
-            self._rows[_host_part(url)].append(index)
+            self._rows[host_of(url)].append(index)
         self._lanes_per_host = lanes_per_host
         self._ready = deque(self._rows)  # hosts with rows left and lanes to spare
         self._lanes: dict[str, int] = defaultdict(int)
@@ -170,7 +170,8 @@ class HostRotation:
             self._ready.append(host)
 
 
-def _host_part(url: str) -> str:
+def host_of(url: str) -> str:
+    """Empty when the URL is none."""
     try:
         return urlsplit(url).hostname or ""
     except ValueError:  # fetching it will say what is wrong

@@ -79,6 +79,16 @@ def is_done(output: str, name: str) -> bool:
     return storage.exists(outcome_path(output, name)) and is_whole(output, read(output, name))
 
 
+def rest_name(table: str, purge: int) -> str:
+    """What the tar is called when a purge has taken samples out of it."""
+    return f"{table}-{purge}"
+
+
+def table_of(shard: str) -> str:
+    """The name of the outcome table of a shard that a manifest lists."""
+    return shard.split("-", 1)[0]
+
+
 def names(output: str) -> list[str]:
     found = storage.list_files(storage.join(output, "outcomes"))
     return [name.removesuffix(".parquet") for name in found if name.endswith(".parquet") and not name.startswith(".")]

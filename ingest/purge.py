@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ingest import block_list, published
+from ingest import block_list, duplicates, published
 from ingest.block_list import BlockList, Match
 from ingest.config import EngineConfig
 from ingest.hold import dataset_held
@@ -106,6 +106,7 @@ def complete(dataset: str) -> None:
 def _take(dataset: str, newest: Manifest, number: int, holders: Sequence[_Holder], taken: Sequence[Taken]) -> None:
     """Write the new shards and publish them."""
     _write_plan(dataset, number, taken)
+    storage.remove(storage.join(dataset, duplicates.FILE))  # the next ingest of the dataset, which has nothing to fetch, counts anew
     rest: dict[str, ShardEntry | None] = {}
     gone = Counter(one.shard for one in taken)
     keys = defaultdict[str, set[str]](set)
@@ -160,7 +161,7 @@ def _holders(dataset: str, newest: Manifest) -> list[_Holder]:
 
 
 def _new_name(holder: _Holder, number: int) -> str:
-    return f"{holder.table or holder.entry.name}-{number}"
+    return published.rest_name(holder.table or holder.entry.name, number)
 
 
 def _taken_of(dataset: str, holder: _Holder, blocked: BlockList, number: int) -> Iterator[Taken]:

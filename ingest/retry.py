@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ingest import engine, ingest, published, purge
+from ingest import duplicates, engine, ingest, published, purge
 from ingest.config import IngestConfig
 from ingest.hold import ingest_held
 from ingest.outcomes import MAY_PASS, Outcome
@@ -48,9 +48,10 @@ def run(config: IngestConfig, run_folder: Path) -> ingest.Result:
             raise DataError(f"{config.output}: this dataset is not finished, so it is not known what failed; run albef ingest without --retry-failed first")
         failed = _failed(config, before)
         after = _fetched_again(config, before, failed, mark, work_folder, run_folder) if failed else before
+        repeated = duplicates.report(config.output, after)
     retried, added = (sum(failed.values()), after.num_samples - before.num_samples)
     log.info("ingest: %s", f"{retried} rows tried again, {added} samples added" if failed else "nothing to retry")
-    return ingest.result_of(config, after, time.monotonic() - started) | {"retried": retried, "added": added}
+    return ingest.result_of(config, after, repeated, time.monotonic() - started) | {"retried": retried, "added": added}
 
 
 def _failed(config: IngestConfig, dataset: manifest.Manifest) -> Counter[str]:

@@ -15,11 +15,12 @@ from ingest.config import IngestConfig
 from ingest.fetch import Fetched, Fetcher
 from ingest.journal import Journal
 from ingest.lease import Lease
+from ingest.outage import OutageWatch
 from ingest.outcomes import DETAIL_LIMIT, Ended, Outcome
 from ingest.pair import Member
 from ingest.pair_table import member_of
 from ingest.picture import Preparer
-from ingest.politeness import HostRotation
+from ingest.politeness import HostRotation, host_of
 from ingest.progress import ShardProgress
 from ingest.spool import Spool
 from pipeline.core import storage
@@ -42,6 +43,7 @@ class ShardFetch:
         self.rotation = HostRotation([(index, _place(index, rows[index])) for index in missing], config.fetch.connections_per_host)
         self.journal_lock = asyncio.Lock()
         self.screen = screening.read_once(config)
+        self.outage = OutageWatch(config.fetch.outage_rows, len({host_of(row["url"]) for row in rows if row["archive"] is None}))
 
     async def run(self) -> bool:
         """Whether all rows are in the journal now; False when asked to stop before. Either way what was finished is safe."""
@@ -54,8 +56,11 @@ class ShardFetch:
                     for lane in lanes:
                         lane.cancel()
                     await asyncio.gather(*lanes, return_exceptions=True)
-        done = len(self.journal.facts) == len(self.rows)
-        if not done:
+        done = len(self.journal.facts) + len(self.outage.held) == len(self.rows)
+        if done:
+            for ended in self.outage.release():
+                await self._keep(*ended)
+        else:
             self.journal.save()
         return done
 
@@ -81,7 +86,11 @@ class ShardFetch:
                 else:
                     async with fetcher.fetching(row["url"]) as fetched:
                         facts, jpeg = await self._finished(pictures, row, fetched)
-            await self._keep(index, facts, jpeg)
+            if row["archive"] is not None:
+                await self._keep(index, facts, jpeg)
+            else:
+                for ended in self.outage.pass_on(host_of(row["url"]), (index, facts, jpeg)):
+                    await self._keep(*ended)
 
     def _refused(self, row: Row) -> Fetched | None:
         """How a row ends that is not asked for at all."""

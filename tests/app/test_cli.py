@@ -10,6 +10,8 @@ import pytest
 import tiny_run
 import yaml
 
+from shards import foreign, writer
+
 
 def albef(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipeline.app", *arguments]
@@ -134,3 +136,25 @@ def test_two_commands_in_one_run_directory_are_refused(tmp_path: Path) -> None:
     finally:
         first.kill()
         first.wait()
+
+
+def test_ingest_takes_a_configuration_or_a_command_of_its_own(tmp_path: Path) -> None:
+    assert_one_line(albef("ingest", "--retry-failed", str(tmp_path / "absent.yaml")), "absent.yaml: no such configuration file")
+    pairs = tmp_path / "list.jsonl"
+    pairs.write_text('{"url": "http://127.0.0.1:9/a.jpg", "caption": "a cat"}\n')
+    config = ingest_config(tmp_path, sources=[{"type": "jsonl", "path": str(pairs)}])
+    assert_one_line(albef("ingest", str(config), "--retry-failed"), "dataset is not finished")
+
+
+def test_purge_names_what_it_took_and_says_when_there_is_nothing(tmp_path: Path) -> None:
+    samples = [writer.SampleToWrite(f"{n}", b"picture", "jpg", ("x",), {"url": f"http://a.example/{n}.jpg"}) for n in range(2)]
+    writer.write_shard(str(tmp_path / "set" / "part.tar"), samples)
+    foreign.index_folder(str(tmp_path / "set"))
+    (tmp_path / "list.txt").write_text("http://a.example/1.jpg\n")
+    done = albef("ingest", "purge", str(tmp_path / "set"), str(tmp_path / "list.txt"))
+    assert done.returncode == 0, done.stderr
+    assert "part 1 http://a.example/1.jpg by url http://a.example/1.jpg\n1 pictures taken out of 1 shards\n" in done.stdout
+    assert "nothing to purge\n" in albef("ingest", "purge", str(tmp_path / "set"), str(tmp_path / "list.txt")).stdout
+    (tmp_path / "list.txt").write_text("what\n")
+    assert_one_line(albef("ingest", "purge", str(tmp_path / "set"), str(tmp_path / "list.txt")), "list.txt line 1", "'what'")
+    assert_one_line(albef("ingest", "phash", str(tmp_path / "out.parquet"), str(tmp_path / "absent")), "absent: no picture that can be read")

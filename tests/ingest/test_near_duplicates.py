@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.near_duplicates import Hashes, _masks, from_hex, near
+from ingest.near_duplicates import Hashes, _masks, from_hex, near, near_pairs
 
 
 def plain(hashes: Hashes, query: Hashes, radius: int) -> list[list[int]]:
@@ -27,6 +27,13 @@ def clustered(seed: int, number: int) -> Hashes:
 def test_near_finds_what_comparing_all_with_all_finds(seed: int, known: int, asked: int, radius: int) -> None:
     hashes, query = clustered(seed, known), clustered(seed, asked)
     assert near(hashes, query, radius).tolist() == plain(hashes, query, radius)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 200), st.integers(0, 8))
+def test_pairs_of_a_set_are_those_that_comparing_all_with_all_finds(seed: int, number: int, radius: int) -> None:
+    hashes = np.unique(clustered(seed, number))
+    assert near_pairs(hashes, radius).tolist() == [pair for pair in plain(hashes, hashes, radius) if pair[0] < pair[1]]
 
 
 def test_a_set_asked_for_itself_finds_each_hash_itself() -> None:
