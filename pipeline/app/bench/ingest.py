@@ -41,6 +41,7 @@ def run(cases: Sequence[str], scale: Scale, work: Path) -> list[BenchRow]:
 CASES: dict[str, Callable[[Scale, Path], list[BenchRow]]] = {
     "http": lambda scale, work: crawl.http(work, scale.pictures, scale.rounds),
     "https": lambda scale, work: crawl.https(work, scale.pictures, scale.rounds),
+    "https-one-authority": lambda scale, work: crawl.https_one_authority(work, scale.pictures, scale.rounds),
     "pairs-14m": lambda scale, work: pairs.compare(work / "pairs", scale.rows, scale.rounds),
     "pictures": lambda scale, _: [pictures.compare(rounds=scale.rounds)],
     "pictures-progressive": lambda scale, _: [pictures.compare(rounds=scale.rounds, progressive=True)],

@@ -39,5 +39,5 @@ def test_the_command_writes_the_rows_it_measured(tmp_path: Path) -> None:
 
 
 def test_a_case_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--cases htp: no such case; there are http, https, pairs-14m"):
+    with pytest.raises(ConfigError, match="--cases htp: no such case; there are http, https, https-one-authority, pairs-14m"):
         ingest.run(["http", "htp"], ingest.Scale(10, 28, 1), tmp_path)
