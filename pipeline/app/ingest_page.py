@@ -60,7 +60,7 @@ def ingest_page(record: dict[str, Any] | None, run_folder: Path) -> dict[str, An
         "overlap": _overlap(counts),
         "reasons": _reasons(counts),
         "rounds": dataset.config.get("rounds", []) if dataset else [],
-        "duplicates": result.get("duplicates", {}),
+        "repeated": _repeated(result.get("duplicates", {})),
         "size": _size(sum(shard.bytes for shard in dataset.shards)) if dataset else None,
         "body_size": _size(facts.bytes) if facts else None,
         "facts": facts,
@@ -125,6 +125,11 @@ def _reasons(counts: RowCounts) -> list[tuple[str, str, int]]:
     """(what, reason, number), most frequent first."""
     rejected = [("rows rejected", reason, number) for reason, number in Counter(counts.rejected).most_common()]
     return rejected + [("captions dropped", reason, number) for reason, number in Counter(counts.dropped_captions).most_common()]
+
+
+def _repeated(duplicates: dict[str, dict[str, dict[str, int]]]) -> list[tuple[str, str, str, int]]:
+    """(kind, source of the first, source of the later, samples)."""
+    return [(kind, first, later, n) for kind, firsts in duplicates.items() for first, others in firsts.items() for later, n in others.items()]
 
 
 def _size(size_bytes: int) -> str:

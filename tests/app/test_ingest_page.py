@@ -65,6 +65,7 @@ def reported(run_folder: Path, shards: int = 3) -> dict[str, Any]:
     """A finished ingest in a run folder; returns its record."""
     dataset = write_dataset(run_folder / "dataset", shards)
     result = {"outcomes": dataset.outcomes, "rows": dataset.config["rows"], "shards": shards, "samples": dataset.outcomes["success"], "captions": 9999}
+    result["duplicates"] = {"exact": {"cc3m": {"sbu": 4321}}, "near": {}}
     directory = RunDirectory(run_folder)
     directory.finish("ingest", "x", result, seconds=12)
     (run_folder / "config.yaml").write_text(yaml.safe_dump({"ingest": {"output": str(run_folder / "dataset")}}))
@@ -141,6 +142,7 @@ def test_sources_stand_beside_the_papers_counts_and_add_up(tmp_path: Path) -> No
     first, last = page["sources"][0], page["sources"][-1]
     assert first.paper_share == pytest.approx(first.stored / 100)
     assert (last.paper_pictures, last.paper_share) == (None, None)
+    assert page["repeated"] == [("exact", "cc3m", "sbu", 4321)]
     assert page["overlap"][0] == ("cc3m", [10, 50, 0])
     assert page["reasons"] == [("rows rejected", "no_caption", 30), ("captions dropped", "too_few_words", 7)]
 
@@ -148,7 +150,7 @@ def test_sources_stand_beside_the_papers_counts_and_add_up(tmp_path: Path) -> No
 def test_the_page_shows_tables_and_six_plots_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     reported(tmp_path)
     html = write_report(tmp_path).read_text()
-    for shown in ("cc3m", "10,000", "no_caption", "Why pictures failed", "Outcomes by source", "Sizes", "Captions", "Latency", "hosts asked most"):
+    for shown in ("cc3m", "10,000", "no_caption", "Why pictures failed", "Outcomes by source", "Sizes", "Captions", "Latency", "hosts asked most", "4,321"):
         assert shown in html, shown
     assert html.count('src="data:image/png;base64,') == 6
     assert html.count("src=") == 6
