@@ -5,13 +5,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.app.config import RunConfig
 from pipeline.core import config as configuration
 from pipeline.core import storage
 from pipeline.core.errors import ConfigError
 from pipeline.core.run_directory import RunDirectory, fingerprint, rank
+
+if TYPE_CHECKING:
+    from ingest.config import IngestConfig
 
 log = logging.getLogger(__name__)
 Result = dict[str, Any]
@@ -138,7 +141,7 @@ def _fingerprint(stage: str, config: RunConfig, directory: RunDirectory) -> str:
 def _input_mark(stage: str, config: RunConfig, directory: RunDirectory) -> str | None:
     """A hash of what the stage reads; None when there is nothing yet."""
     if stage == "ingest" and config.ingest is not None:
-        return fingerprint([source.mark() for source in config.ingest.sources])
+        return _ingest_mark(config.ingest)
     if stage == "train" and config.training is not None:
         from shards.manifest import newest_number, read_manifest
 
@@ -149,6 +152,16 @@ def _input_mark(stage: str, config: RunConfig, directory: RunDirectory) -> str |
 
         return fingerprint(read(_checkpoint(config, directory)).manifest["files"])
     return None
+
+
+def _ingest_mark(section: "IngestConfig") -> str:
+    """Of the lists, some of which grow, and of the dataset, which a purge or another round makes another one."""
+    from ingest import inputs
+    from shards.foreign import sha256_of
+    from shards.manifest import newest_number, read_manifest
+
+    dataset = read_manifest(section.output).fingerprint if newest_number(section.output) is not None else None
+    return fingerprint([inputs.of(section), [sha256_of(path) for path in section.blocked], dataset])
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ import pytest
 import tiny_run
 import yaml
 
+from pipeline.app.config import RunConfig
+from pipeline.app.run import run_stage
 from pipeline.core.loopback import free_port
 
 TINY_MODEL = {
@@ -154,3 +156,27 @@ def test_killed_in_ingest_in_training_and_in_evaluation_it_ends_as_if_uninterrup
     )
     assert ours == theirs
     assert stage(tmp_path, "eval") == stage(finished, "eval")
+
+
+def test_ingest_looks_again_when_a_block_list_grew_or_the_dataset_is_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "list.jsonl").write_text('{"url": "http://127.0.0.1:9/a.jpg", "caption": "a cat"}\n')
+    (tmp_path / "blocked.txt").write_text("")
+    section = {
+        "sources": [{"type": "jsonl", "path": str(tmp_path / "list.jsonl")}],
+        "output": str(tmp_path / "set"),
+        "blocked": [str(tmp_path / "blocked.txt")],
+    }
+    section |= {"fetch": {"attempts": 1, "timeout_s": 2}, "engine": {"processes": 1}}
+    config = RunConfig.model_validate({"run": {"folder": str(tmp_path / "run")}, "ingest": section})
+
+    def skips() -> bool:
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            run_stage("ingest", config)
+        return "finished before, skipped" in caplog.text
+
+    assert [skips(), skips()] == [False, True]
+    (tmp_path / "blocked.txt").write_text("http://127.0.0.1:9/b.jpg\n")
+    assert [skips(), skips()] == [False, True]
+    (tmp_path / "set" / "MANIFEST").unlink()
+    assert [skips(), skips()] == [False, True]

@@ -239,3 +239,24 @@ def test_a_table_of_an_older_version_has_no_phash(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(path).drop_columns(["phash"]), path)
     assert published.rows(str(tmp_path), "00000")["phash"].type == pa.string()
     assert purge.purge(str(tmp_path), [write_list(tmp_path)[0]])
+
+
+def test_a_shard_of_a_round_that_is_not_finished_loses_it_too_and_stays_unlisted(tmp_path: Path) -> None:
+    folder = str(tmp_path / "set")
+    write_dataset(folder)
+    rows = [row_of(number) for number in range(30, 34)]
+    samples = [writer.SampleToWrite(row["key"], picture(int(row["key"])), "jpg", ("x",), row) for row in rows]
+    published.write(folder, "00003", rows, writer.write_shard(f"{folder}/00003.tar", samples, "list"))
+    (tmp_path / "list.txt").write_text(f"{url(0)}\n{url(31)}\n")
+    assert [(one.shard, one.new, one.key) for one in purge.purge(folder, [str(tmp_path / "list.txt")])] == [
+        ("00000", "00000-2", "00000"),
+        ("00003", "00003-2", "00031"),
+    ]
+    dataset = read_manifest(folder)
+    assert [shard.name for shard in dataset.shards] == ["00000-2", "00001", "00002"]
+    assert dataset.outcomes == {"success": 19, "timeout": 5, "purged": 1}, "rows of the round count when it is finished"
+    shard = published.read(folder, "00003")
+    assert published.is_whole(folder, shard)
+    assert shard.outcomes == {"success": 3, "purged": 1}
+    assert not storage.exists(f"{folder}/00003.tar")
+    assert picture(31) not in storage.read_bytes(f"{folder}/00003-2.tar")
