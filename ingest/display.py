@@ -14,7 +14,6 @@ from rich.table import Column
 from ingest.progress import ShardProgress
 from ingest.speed import Speed
 from ingest.status import Status
-from ingest.status import summary as summary
 from pipeline.core.logs import console
 
 log = logging.getLogger(__name__)

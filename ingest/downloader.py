@@ -140,6 +140,7 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
         rows = self._patiently(lambda: _read_rows(row[1]))
         with journal.open_journal(self.spool.journal(name), held.generation, self.config.engine.storage_patience_s) as kept:
             progress.outcomes.update(facts["outcome"] for facts in kept.facts.values())
+            progress.resumed = len(kept.facts)
             finished = asyncio.run(ShardFetch(self.config, self.spool, rows, kept, held, progress).run())
             if not finished:
                 return

@@ -12,12 +12,12 @@ from typing import Any
 
 from ingest import duplicates, engine, inputs, pair_table, purge, screening
 from ingest.config import IngestConfig
-from ingest.display import summary
 from ingest.hold import ingest_held
 from ingest.outcomes import Outcome
 from ingest.published import PublishedShard
 from ingest.rounds import Round
 from ingest.row_counts import RowCounts
+from ingest.status import summary
 from ingest.work_folder import WorkFolder
 from pipeline.core import stopping, storage
 from pipeline.core.errors import AlbefError, BelowFloor
