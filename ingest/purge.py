@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ingest import block_list, duplicates, published
+from ingest import block_list, duplicates, inputs, published
 from ingest.block_list import BlockList, Match
 from ingest.config import EngineConfig
 from ingest.hold import dataset_held
@@ -71,6 +71,7 @@ def purge(dataset: str, lists: Sequence[str], engine: EngineConfig | None = None
         newest = manifest.read_manifest(dataset)
         number = max([newest.number, *_numbers(dataset)]) + 1
         holders = _holders(dataset, newest)
+        _remove_half_published(dataset, {holder.entry.name for holder in holders})
         taken = [one for holder in holders for one in _taken_of(dataset, holder, blocked, number)]
         if taken:
             _take(dataset, newest, number, holders, taken)
@@ -233,6 +234,17 @@ def _remove_spools(dataset: str) -> None:
         if re.fullmatch(r"spool-[0-9a-f-]+", folder):
             storage.remove_tree(storage.join(dataset, folder))
             log.info("purge: removed %s, unpublished pictures of an interrupted ingest; they are fetched again when it goes on", folder)
+
+
+def _remove_half_published(dataset: str, whole: set[str]) -> None:
+    """A tar of ingest that no outcome table speaks of was left by a kill just before its table: nobody can tell what is in it."""
+    if not storage.exists(storage.join(dataset, inputs.RECORD)):
+        return  # another tool's folder
+    for file in storage.list_files(dataset):
+        name = file.removesuffix(".tar")
+        if re.fullmatch(r"\d+(-\d+)?\.tar", file) and name not in whole:
+            _remove_shard(dataset, name)
+            log.info("purge: removed shard %s of an interrupted ingest, which was not published; it is fetched again when that goes on", name)
 
 
 def _numbers(dataset: str) -> list[int]:

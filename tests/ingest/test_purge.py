@@ -260,3 +260,16 @@ def test_a_shard_of_a_round_that_is_not_finished_loses_it_too_and_stays_unlisted
     assert shard.outcomes == {"success": 3, "purged": 1}
     assert not storage.exists(f"{folder}/00003.tar")
     assert picture(31) not in storage.read_bytes(f"{folder}/00003-2.tar")
+
+
+def test_a_tar_whose_outcome_table_a_kill_prevented_is_removed(tmp_path: Path) -> None:
+    folder = str(tmp_path / "set")
+    write_dataset(folder)
+    storage.write_bytes(f"{folder}/ingest.json", b"{}")
+    row = row_of(30)
+    writer.write_shard(f"{folder}/00003.tar", [writer.SampleToWrite(row["key"], picture(30), "jpg", ("x",), row)], "list")
+    (tmp_path / "list.txt").write_text(url(30))
+    assert not purge.purge(folder, [str(tmp_path / "list.txt")])
+    assert [name for name in storage.list_files(folder) if name.endswith(".tar")] == ["00000.tar", "00001.tar", "00002.tar"]
+    assert storage.list_files(f"{folder}/index") == ["00000.albef", "00001.albef", "00002.albef"]
+    assert not verify.verify(folder)
