@@ -12,7 +12,7 @@ import uuid
 from types import TracebackType
 
 from pipeline.core import storage
-from pipeline.core.errors import AlbefError, DataError
+from pipeline.core.errors import AlbefError, DataError, StorageUnreachable
 
 BEATS_PER_LEASE = 5
 
@@ -68,6 +68,8 @@ def _claim(folder: str, lease_s: float, patience_s: float, holder_is_dead: bool)
         generation = highest(folder)
         if generation is not None and not holder_is_dead:
             _wait_while_alive(folder, generation, lease_s)
+            if highest(folder) != generation:
+                continue  # given back, or taken over: whoever came meanwhile has a generation of its own
         if storage.create(_path(folder, (generation or 0) + 1), uuid.uuid4().hex.encode()):
             return Lease(folder, (generation or 0) + 1, lease_s, patience_s)
 
@@ -93,7 +95,12 @@ def _wait_while_alive(folder: str, generation: int, lease_s: float) -> None:
 
 def _content(folder: str, generation: int) -> bytes | None:
     path = _path(folder, generation)
-    return storage.read_bytes(path) if storage.exists(path) else None
+    try:
+        return storage.read_bytes(path) if storage.exists(path) else None
+    except StorageUnreachable:
+        raise
+    except DataError:  # given back between the two
+        return None
 
 
 def _path(folder: str, generation: int) -> str:

@@ -67,3 +67,15 @@ def test_a_running_holder_learns_of_its_loss_from_its_own_beat(folder: str) -> N
         while not orphan.lost and time.monotonic() < deadline:
             time.sleep(0.05)
         assert orphan.lost
+
+
+def test_who_waited_for_one_that_was_given_back_does_not_take_it_from_the_next(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, heir = lease.claim(folder, LEASE_S), []
+
+    def given_back_and_taken(*_: object) -> None:
+        monkeypatch.undo()
+        lease.release(first)
+        heir.append(lease.claim(folder, LEASE_S))
+
+    monkeypatch.setattr(lease, "_wait_while_alive", given_back_and_taken)
+    assert lease.claim(folder, LEASE_S).generation == heir[0].generation + 1, "its turn comes after the heir's silence"
