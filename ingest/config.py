@@ -109,7 +109,7 @@ class ColumnFilter(Section):
     max: float | None = Field(default=None, description="rows with a larger number are rejected (<column>_too_high)")
     any_of: list[str] | None = Field(default=None, min_length=1, description="rows with another value, written as text, are rejected (<column>_unwanted)")
     missing: Literal["keep", "drop"] = Field(
-        default="keep", description="rows without the column, or with null or NaN in it: kept, or rejected (<column>_missing)"
+        default="keep", description="rows without the column, or with null, NaN or nothing in it: kept, or rejected (<column>_missing)"
     )
 
 

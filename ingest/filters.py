@@ -43,7 +43,7 @@ def of_columns(extra: Mapping[str, Any], asked: Sequence[ColumnFilter]) -> str |
 
 
 def _of_column(value: Any, asked: ColumnFilter) -> str | None:
-    if value is None:
+    if value is None or (value == "" and "" not in (asked.any_of or [])):  # a csv has no other way to say nothing
         return f"{asked.column}_missing" if asked.missing == "drop" else None
     if asked.any_of is not None and _as_text(value) not in asked.any_of:
         return f"{asked.column}_unwanted"

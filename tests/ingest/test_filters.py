@@ -48,6 +48,9 @@ def test_without_limits_no_filter_needs_to_be_asked() -> None:
         (None, {"min": 0.3, "missing": "drop"}, "score_missing"),
         (math.nan, {"min": 0.3}, None),
         (math.nan, {"min": 0.3, "missing": "drop"}, "score_missing"),
+        ("", {"min": 0.3}, None),
+        ("", {"min": 0.3, "missing": "drop"}, "score_missing"),
+        ("", {"any_of": ["en", ""], "missing": "drop"}, None),
         (7, {"missing": "drop"}, None),
     ],
 )
