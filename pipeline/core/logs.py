@@ -18,7 +18,9 @@ def configure(run_folder: Path | None = None, rank: int = 0) -> None:
         terminal = RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
         root.addHandler(terminal)
     if run_folder is not None:
-        run_folder.mkdir(parents=True, exist_ok=True)
+        from pipeline.core import storage  # fsspec, which help can do without
+
+        storage.make_folder(str(run_folder))
         file = logging.FileHandler(run_folder / ("log.txt" if rank == 0 else f"log-rank{rank}.txt"))
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)

@@ -75,7 +75,7 @@ def errors_named(path: str) -> Iterator[None]:
         raise DataError(f"{path}: not found; check the path, and for s3:// the bucket's name") from error
     except PermissionError as error:
         raise DataError(f"{path}: no permission ({error}); check the rights or the credentials") from error
-    except NotADirectoryError as error:
+    except (NotADirectoryError, FileExistsError) as error:  # the second from mkdir
         raise DataError(f"{path}: a part of its path is a file, not a folder; check the path") from error
     except IsADirectoryError as error:
         raise DataError(f"{path}: is a folder, a file was expected") from error
