@@ -5,6 +5,7 @@ from typing import Any
 
 from ingest.config import HeldOutConfig, IngestConfig
 from pipeline.core import storage
+from pipeline.core.config import flatten
 from pipeline.core.errors import DataError
 from shards import manifest
 from shards.foreign import sha256_of
@@ -38,11 +39,28 @@ def claim_output(output: str, inputs: dict[str, Any]) -> None:
     """
     path = storage.join(output, RECORD)
     if storage.exists(path):
-        before = json.loads(storage.read_bytes(path))
+        before = _recorded(path)
         for key in {**before, **inputs}:
             if before.get(key) != inputs.get(key):
-                change = {"sources": "other lists", "held_out": "other lists of held-out pictures"}.get(key, f"{key} {before.get(key)}, now {inputs.get(key)}")
+                change = {"sources": "other lists", "held_out": "other lists of held-out pictures"}.get(key) or _change(key, before, inputs)
                 raise DataError(f"{output}: holds a dataset made from {change}; choose another output folder or take back the change")
     elif manifest.newest_number(output) is not None or any(name.endswith(".tar") for name in storage.list_files(output)):
         raise DataError(f"{output}: holds tars that ingest did not make; choose another output folder")
     storage.write_bytes(path, json.dumps(inputs, indent=1).encode())
+
+
+def _recorded(path: str) -> dict[str, Any]:
+    try:
+        record = json.loads(storage.read_bytes(path))
+    except ValueError as error:
+        raise DataError(f"{path}: not the record of what ingest made the dataset from ({error}); restore it, or choose another output folder") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path}: not the record of what ingest made the dataset from; restore it, or choose another output folder")
+    return record
+
+
+def _change(key: str, before: dict[str, Any], inputs: dict[str, Any]) -> str:
+    """The first setting below `key` that differs: `store.image_size 256, now 384`."""
+    old, new = (flatten({key: values.get(key)}) for values in (before, inputs))
+    name = next(name for name in {**old, **new} if old.get(name) != new.get(name))
+    return f"{name} {old.get(name)}, now {new.get(name)}"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest import ingest
-from ingest.config import IngestConfig
+from ingest.config import CaptionConfig, FilterConfig, IngestConfig
 from ingest.progress import read_all
 from pipeline.core import storage
 from pipeline.core.errors import BelowFloor, DataError, Stopped, UserError
@@ -143,6 +143,8 @@ def test_every_row_of_a_hostile_list_ends_in_one_outcome_and_the_good_ones_in_ta
         ingest.run(config.model_copy(update={"success_floor": 0.9}), tmp_path / "run")
     with pytest.raises(DataError, match="samples_per_shard 20, now 10"):
         ingest.run(config.model_copy(update={"samples_per_shard": 10}), tmp_path / "run")
+    with pytest.raises(DataError, match=r"made from filters\.captions\.min_words 1, now 2;"):
+        ingest.run(config.model_copy(update={"filters": FilterConfig(captions=CaptionConfig(min_words=2))}), tmp_path / "run")
     with pytest.raises(DataError, match="made from other lists"):
         ingest.run(listed(rows[1:]), tmp_path / "run")
     assert tar_hashes(tmp_path / "dataset") == {f"{shard.name}.tar": shard.sha256 for shard in read_manifest(config.output).shards}
@@ -279,3 +281,14 @@ def test_the_storage_that_goes_away_stops_the_run_resumably(tmp_path: Path, web:
     (tmp_path / "dataset" / "00001.tar").rmdir()
     assert ingest.run(config, tmp_path / "run")["samples"] == 40
     assert web.asked.total() == 40, "the journal kept what was fetched"
+
+
+def test_an_output_that_is_a_file_and_a_damaged_record_are_named(tmp_path: Path, listed: Callable[..., IngestConfig]) -> None:
+    config = listed(good_rows(1))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/ingest\.json: a part of its path is a file"):
+        ingest.run(config.model_copy(update={"output": str(tmp_path / "file")}), tmp_path / "run")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "ingest.json").write_text("{")
+    with pytest.raises(DataError, match=r"set/ingest\.json: not the record"):
+        ingest.run(config.model_copy(update={"output": str(tmp_path / "set")}), tmp_path / "run")
