@@ -70,8 +70,11 @@ def summary(outcomes: Mapping[str, int]) -> str:
     total = sum(outcomes.values())
     if not total:
         return "starting"
-    parts = [f"{100 * outcomes.get(Outcome.SUCCESS, 0) / total:.1f} % success"]
-    return ", ".join(parts + [f"{name} {number}" for name, number in failures(outcomes).most_common(TOP_FAILURES)])
+    ranked = failures(outcomes).most_common()
+    parts = [f"{name} {number}" for name, number in ranked[:TOP_FAILURES]]
+    if rest := sum(number for _, number in ranked[TOP_FAILURES:]):
+        parts.append(f"other {rest}")
+    return ", ".join([f"{100 * outcomes.get(Outcome.SUCCESS, 0) / total:.1f} % success", *parts])
 
 
 def duration(seconds: float) -> str:

@@ -56,7 +56,7 @@ def test_rows_out_of_an_earlier_starts_journal_are_done_but_not_fast(tmp_path: P
 
 def test_the_line_says_all_an_operator_asks() -> None:
     line = Status("running", 1000, {"success": 972, "timeout": 12, "http_404": 9, "dns_failed": 4, "too_small": 3}, 312.4, 41_200_000, 4800, 2).line()
-    assert line == "ETA 1 h 20 min, 312 pictures/s, 41.2 MB/s, 97.2 % success, timeout 12, http_404 9, dns_failed 4, 2 workers"
+    assert line == "ETA 1 h 20 min, 312 pictures/s, 41.2 MB/s, 97.2 % success, timeout 12, http_404 9, dns_failed 4, other 3, 2 workers"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (90, "2 min"), (3600, "1 h 0 min"), (100_000, "1 d 3 h")])
