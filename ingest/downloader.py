@@ -139,9 +139,10 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
     def _fetch_and_publish(self, name: str, row: tuple[int, str], held: Lease, progress: ShardProgress) -> None:
         rows = self._patiently(lambda: _read_rows(row[1]))
         with journal.open_journal(self.spool.journal(name), held.generation, self.config.engine.storage_patience_s) as kept:
+            fetch = ShardFetch(self.config, self.spool, rows, kept, held, progress)
             progress.outcomes.update(facts["outcome"] for facts in kept.facts.values())
             progress.resumed = len(kept.facts)
-            finished = asyncio.run(ShardFetch(self.config, self.spool, rows, kept, held, progress).run())
+            finished = asyncio.run(fetch.run())
             if not finished:
                 return
             self._publish(name, row[0], rows, kept, held)

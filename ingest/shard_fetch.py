@@ -43,7 +43,20 @@ class ShardFetch:
         self.rotation = HostRotation([(index, _place(index, rows[index])) for index in missing], config.fetch.connections_per_host)
         self.journal_lock = asyncio.Lock()
         self.screen = screening.read_once(config)
+        self._screen_kept()
         self.outage = OutageWatch(config.fetch.outage_rows, len({host_of(row["url"]) for row in rows if row["archive"] is None}))
+
+    def _screen_kept(self) -> None:
+        """What an earlier holder of the lease fetched may be on a block list that has grown since."""
+        for index, facts in list(self.journal.facts.items()):
+            if facts["outcome"] == Outcome.SUCCESS:
+                try:
+                    self.screen.check_row(self.rows[index])
+                    self.screen.check_bytes(facts["sha256"])
+                    self.screen.check_looks(facts["phash"])
+                except Ended as end:
+                    known = {name: value for name, value in facts.items() if name not in PREPARED}
+                    self.journal.facts[index] = known | {"outcome": end.outcome.value, "detail": end.detail}
 
     async def run(self) -> bool:
         """Whether all rows are in the journal now; False when asked to stop before. Either way what was finished is safe."""
