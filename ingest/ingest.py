@@ -12,7 +12,7 @@ from typing import Any
 
 from ingest import duplicates, engine, inputs, pair_table, purge, screening
 from ingest.config import IngestConfig
-from ingest.hold import ingest_held
+from ingest.hold import StillHeld, ingest_held
 from ingest.outcomes import Outcome
 from ingest.published import PublishedShard
 from ingest.rounds import Round
@@ -40,12 +40,13 @@ def run(config: IngestConfig, run_folder: Path) -> Result:
         Stopped: asked to stop, or the storage went away; the same command continues.
     """
     started = time.monotonic()
-    mark, work_folder = claimed(config, run_folder)
-    with ingest_held(config.output, config.engine, work_folder):
+    made_from, mark, work_folder = identified(config, run_folder)
+    with ingest_held(config.output, config.engine, work_folder) as still_held:
+        inputs.claim_output(config.output, made_from)
         purge.complete(config.output)
         dataset = published_dataset(config.output, mark)
         if dataset is None:
-            dataset = _build(config, mark, work_folder, run_folder)
+            dataset = _build(config, mark, work_folder, run_folder, still_held)
         else:
             log.info("ingest: %s is finished, nothing to fetch", config.output)
         _warn_of_blocked(config)
@@ -53,26 +54,27 @@ def run(config: IngestConfig, run_folder: Path) -> Result:
     return result_of(config, dataset, repeated, time.monotonic() - started)
 
 
-def claimed(config: IngestConfig, run_folder: Path) -> tuple[str, WorkFolder]:
-    """The fingerprint of the lists and settings, and the folder to work in, once the output is known to be free for them.
+def identified(config: IngestConfig, run_folder: Path) -> tuple[dict[str, Any], str, WorkFolder]:
+    """What the dataset is made from, the fingerprint of that, and the folder to work in, once the output is known to be free for them.
 
     Raises:
-        DataError: a list is missing, or the output cannot be written or holds another dataset.
+        DataError: a list is missing, or the output holds another dataset.
     """
     screening.read(config)  # a list that cannot be used is named here, not by every worker
     made_from = inputs.of(config)
     mark = fingerprint(made_from)
-    inputs.claim_output(config.output, made_from)
-    return mark, WorkFolder((run_folder / "ingest" / mark).absolute())
+    inputs.check_output(config.output, made_from)
+    return made_from, mark, WorkFolder((run_folder / "ingest" / mark).absolute())
 
 
-def _build(config: IngestConfig, mark: str, work_folder: WorkFolder, run_folder: Path) -> manifest.Manifest:
+def _build(config: IngestConfig, mark: str, work_folder: WorkFolder, run_folder: Path, still_held: StillHeld) -> manifest.Manifest:
     counts = read_lists(config, work_folder, run_folder)
     log.info("ingest: %d rows, %d pictures with %d captions, rejected %s", counts.rows, counts.pictures, counts.captions, counts.rejected or "none")
     stopping.raise_if_stopping(run_folder)
     whole = Round(mark, 0, counts.pictures, work_folder)
     with engine.stopping_resumably():
         shards = engine.fetch_missing(config, whole, run_folder)
+        still_held()
         dataset = storage.patiently(partial(_publish, config, mark, work_folder, counts, shards), config.engine.storage_patience_s)
         storage.patiently(engine.spool_of(config, whole).remove, config.engine.storage_patience_s)
     return dataset

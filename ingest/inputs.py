@@ -32,21 +32,35 @@ def _held_out_mark(section: HeldOutConfig) -> dict[str, Any]:
 
 
 def claim_output(output: str, inputs: dict[str, Any]) -> None:
-    """Refuse a folder with other data; otherwise write the record, which also proves before any fetch that the place can be written.
+    """Write the record, which also proves before any fetch that the place can be written. By the holder of the dataset.
 
     Raises:
         DataError: the folder holds another dataset, or cannot be written.
     """
+    check_output(output, inputs)
+    storage.write_bytes(storage.join(output, RECORD), json.dumps(inputs, indent=1).encode())
+
+
+def check_output(output: str, inputs: dict[str, Any]) -> None:
+    """Refuse a folder with other data. A first start that went wrong leaves a record and no data: it binds nobody.
+
+    Raises:
+        DataError: the folder holds another dataset.
+    """
     path = storage.join(output, RECORD)
-    if storage.exists(path):
+    if storage.exists(path) and _holds_data(output):
         before = _recorded(path)
         for key in {**before, **inputs}:
             if before.get(key) != inputs.get(key):
                 change = {"sources": "other lists", "held_out": "other lists of held-out pictures"}.get(key) or _change(key, before, inputs)
                 raise DataError(f"{output}: holds a dataset made from {change}; choose another output folder or take back the change")
-    elif manifest.newest_number(output) is not None or any(name.endswith(".tar") for name in storage.list_files(output)):
+    elif not storage.exists(path) and _holds_data(output):
         raise DataError(f"{output}: holds tars that ingest did not make; choose another output folder")
-    storage.write_bytes(path, json.dumps(inputs, indent=1).encode())
+
+
+def _holds_data(output: str) -> bool:
+    files = [*storage.list_files(output), *storage.list_files(storage.join(output, "outcomes"))]
+    return manifest.newest_number(output) is not None or any(name.endswith((".tar", ".parquet")) for name in files)
 
 
 def _recorded(path: str) -> dict[str, Any]:

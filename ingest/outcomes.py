@@ -79,7 +79,7 @@ def of_status(status: int) -> Outcome:
 
 
 def schema() -> "pa.Schema":
-    """Of an outcome table; `bytes` are of the body as received, `caption_words` of each caption.
+    """Of an outcome table; `bytes` are of the body as received, `caption_words` of each caption, `archive` where the picture came from one.
 
     Sizes in pixels and `phash` are there for successes, `sha256` of the body for whatever was received whole, `published_hash` (match or
     changed) where the list gave a hash.
@@ -87,7 +87,8 @@ def schema() -> "pa.Schema":
     import pyarrow as pa
 
     text, number = pa.string(), pa.int32()
-    columns = {"key": text, "uid": text, "url": text, "source": text, "extra": text, "outcome": text, "http_status": number, "bytes": pa.int64()}
+    columns = {"key": text, "uid": text, "url": text, "source": text, "archive": text, "extra": text, "outcome": text}
+    columns |= {"http_status": number, "bytes": pa.int64()}
     columns |= {"width": number, "height": number, "original_width": number, "original_height": number, "sha256": text, "phash": text}
     columns |= {"published_hash": text, "attempts": number, "latency_s": pa.float32(), "detail": text, "caption_words": pa.list_(number)}
     return pa.schema(list(columns.items()))

@@ -65,7 +65,7 @@ def purge(dataset: str, lists: Sequence[str], engine: EngineConfig | None = None
     blocked = block_list.read(lists)
     if manifest.newest_number(dataset) is None:  # before a lock or lease is written there
         manifest.read_manifest(dataset)
-    with dataset_held(dataset, engine or EngineConfig()):
+    with dataset_held(dataset, engine or EngineConfig()) as still_held:
         complete(dataset)
         _remove_spools(dataset)
         newest = manifest.read_manifest(dataset)
@@ -73,6 +73,7 @@ def purge(dataset: str, lists: Sequence[str], engine: EngineConfig | None = None
         holders = _holders(dataset, newest)
         _remove_half_published(dataset, {holder.entry.name for holder in holders})
         taken = [one for holder in holders for one in _taken_of(dataset, holder, blocked, number)]
+        still_held()
         if taken:
             _take(dataset, newest, number, holders, taken)
             complete(dataset)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ingest import duplicates, engine, ingest, published, purge
 from ingest.config import IngestConfig
-from ingest.hold import ingest_held
+from ingest.hold import StillHeld, ingest_held
 from ingest.outcomes import MAY_PASS, Outcome
 from ingest.parts import Parts
 from ingest.published import PublishedShard
@@ -40,14 +40,14 @@ def run(config: IngestConfig, run_folder: Path) -> ingest.Result:
         Stopped: asked to stop, or the storage went away; the same command continues.
     """
     started = time.monotonic()
-    mark, work_folder = ingest.claimed(config, run_folder)
-    with ingest_held(config.output, config.engine, work_folder):
+    _, mark, work_folder = ingest.identified(config, run_folder)
+    with ingest_held(config.output, config.engine, work_folder) as still_held:
         purge.complete(config.output)
         before = ingest.published_dataset(config.output, mark)
         if before is None:
             raise DataError(f"{config.output}: this dataset is not finished, so it is not known what failed; run albef ingest without --retry-failed first")
         failed = _failed(config, before)
-        after = _fetched_again(config, before, failed, mark, work_folder, run_folder) if failed else before
+        after = _fetched_again(config, before, failed, mark, work_folder, run_folder, still_held) if failed else before
         repeated = duplicates.report(config.output, after)
     retried, added = (sum(failed.values()), after.num_samples - before.num_samples)
     log.info("ingest: %s", f"{retried} rows tried again, {added} samples added" if failed else "nothing to retry")
@@ -76,7 +76,7 @@ def _rows_to_retry(output: str, name: str) -> "pa.Table":
 
 
 def _fetched_again(
-    config: IngestConfig, before: manifest.Manifest, failed: Counter[str], mark: str, work_folder: WorkFolder, run_folder: Path
+    config: IngestConfig, before: manifest.Manifest, failed: Counter[str], mark: str, work_folder: WorkFolder, run_folder: Path, still_held: StillHeld
 ) -> manifest.Manifest:
     names = _newest_round(config, before)
     now = Round(f"{mark}-{before.number}", int(names[-1]) + 1, failed.total(), WorkFolder(work_folder.rounds / str(before.number)))
@@ -86,6 +86,7 @@ def _fetched_again(
     log.info("ingest: trying %d rows again: %s", now.rows, ", ".join(f"{outcome} {rows}" for outcome, rows in failed.most_common()))
     with engine.stopping_resumably():
         shards = engine.fetch_missing(config, now, run_folder)
+        still_held()
         after = storage.patiently(partial(_publish, config, before, failed, now, shards), config.engine.storage_patience_s)
         storage.patiently(engine.spool_of(config, now).remove, config.engine.storage_patience_s)
     shutil.rmtree(work_folder.rounds)

@@ -59,7 +59,7 @@ class ShardFetch:
                     self.journal.facts[index] = known | {"outcome": end.outcome.value, "detail": end.detail}
 
     async def run(self) -> bool:
-        """Whether all rows are in the journal now; False when asked to stop before. Either way what was finished is safe."""
+        """Whether all rows are in the journal now; False when asked to stop before. However it ends, what was finished is safe."""
         with ThreadPoolExecutor(1, thread_name_prefix="picture") as pictures:
             async with Fetcher(self.config.fetch) as fetcher:
                 lanes = [asyncio.create_task(self._lane(fetcher, pictures)) for _ in range(self.config.engine.concurrency)]
@@ -69,12 +69,12 @@ class ShardFetch:
                     for lane in lanes:
                         lane.cancel()
                     await asyncio.gather(*lanes, return_exceptions=True)
+                    if len(self.journal.facts) < len(self.rows):
+                        self.journal.save()
         done = len(self.journal.facts) + len(self.outage.held) == len(self.rows)
         if done:
             for ended in self.outage.release():
                 await self._keep(*ended)
-        else:
-            self.journal.save()
         return done
 
     async def _until_done_or_stopped(self, lanes: list[asyncio.Task[None]]) -> None:

@@ -17,7 +17,7 @@ from shards.manifest import Manifest
 
 SAMPLE_ROWS = 1_000_000
 EXACT = ["source", "outcome"]
-SAMPLED = ["url", "bytes", "latency_s", "attempts", "width", "height", "original_width", "original_height", "caption_words"]
+SAMPLED = ["url", "archive", "bytes", "latency_s", "attempts", "width", "height", "original_width", "original_height", "caption_words"]
 SIDE_EDGES = np.arange(0, 2081, 32)  # pixels; longer sides count in the last
 WORD_EDGES = np.arange(0.5, 61.5)
 CAPTION_EDGES = np.arange(0.5, 21.5)
@@ -119,16 +119,16 @@ def _count_outcomes(facts: Facts, table: Any) -> None:
 def _sample(facts: Facts, table: Any) -> None:
     import pyarrow.compute as pc
 
-    success = pc.equal(table["outcome"], Outcome.SUCCESS.value)
-    stored = table.filter(success)
-    for url, good in zip(table["url"].to_pylist(), success.to_pylist(), strict=True):
+    stored = table.filter(pc.equal(table["outcome"], Outcome.SUCCESS.value))
+    asked = table.filter(pc.and_(pc.greater(table["attempts"], 0), pc.is_null(table["archive"])))
+    for url, good in zip(asked["url"].to_pylist(), pc.equal(asked["outcome"], Outcome.SUCCESS.value).to_pylist(), strict=True):
         host = _host(url)
         facts.hosts[host] += 1
         facts.hosts_success[host] += good
     facts.bytes += pc.sum(table["bytes"]).as_py() or 0
-    facts.latency_s.add(_numbers(table, "latency_s"))
+    facts.latency_s.add(_numbers(asked, "latency_s"))
     facts.body_bytes.add(_numbers(stored, "bytes"))
-    facts.requests += pc.sum(table["attempts"]).as_py() or 0
+    facts.requests += pc.sum(asked["attempts"]).as_py() or 0
     facts.stored_side.add(np.minimum(_numbers(stored, "width"), _numbers(stored, "height")))
     facts.original_side.add(np.minimum(_numbers(stored, "original_width"), _numbers(stored, "original_height")))
     words = stored["caption_words"].drop_null()

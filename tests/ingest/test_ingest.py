@@ -286,9 +286,34 @@ def test_the_storage_that_goes_away_stops_the_run_resumably(tmp_path: Path, web:
 def test_an_output_that_is_a_file_and_a_damaged_record_are_named(tmp_path: Path, listed: Callable[..., IngestConfig]) -> None:
     config = listed(good_rows(1))
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"file/ingest\.json: a part of its path is a file"):
+    with pytest.raises(DataError, match=r"file/outcomes: a part of its path is a file"):
         ingest.run(config.model_copy(update={"output": str(tmp_path / "file")}), tmp_path / "run")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "ingest.json").write_text("{")
+    (tmp_path / "set" / "00000.tar").write_bytes(b"")
     with pytest.raises(DataError, match=r"set/ingest\.json: not the record"):
         ingest.run(config.model_copy(update={"output": str(tmp_path / "set")}), tmp_path / "run")
+
+
+def test_a_first_start_that_found_nothing_usable_binds_nobody(tmp_path: Path, web: Any, listed: Callable[..., IngestConfig]) -> None:
+    rows = good_rows(3)
+    with pytest.raises(DataError, match="no row with a URL and a caption"):
+        ingest.run(listed(rows, filters={"captions": {"min_words": 50}}), tmp_path / "run")
+    assert ingest.run(listed(rows), tmp_path / "run")["samples"] == 3
+    with pytest.raises(DataError, match=r"filters\.captions\.min_words 1, now 2"):
+        ingest.run(listed(rows, filters={"captions": {"min_words": 2}}), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_what_a_block_list_names_is_not_published_though_it_was_fetched_before_the_stop(tmp_path: Path, web: Any, listed: Callable[..., IngestConfig]) -> None:
+    web.delay_s = 0.2
+    config = listed(good_rows(60), samples_per_shard=60)
+    with running(config, tmp_path / "run") as process:
+        wait_until(lambda: web.asked.total() >= 30)
+        process.kill()
+        process.wait()
+    (tmp_path / "blocked.txt").write_text("".join(f"{web.url(path)}\n" for path in web.asked))
+    web.delay_s = 0.0
+    fetched_before = len(web.asked)
+    outcomes = ingest.run(config.model_copy(update={"blocked": [str(tmp_path / "blocked.txt")]}), tmp_path / "run")["outcomes"]
+    assert outcomes == {"success": 60 - fetched_before, "blocked_by_list": fetched_before}
