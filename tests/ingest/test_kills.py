@@ -170,7 +170,7 @@ def record(place: str, campaign: Campaign) -> None:
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = [row for row in rows if not row["case"].startswith(f"{place}/")]
     note = f"{campaign.datasets} datasets of {ROWS + DEAD_ROWS} rows, seed {SEED}"
-    values = {"kills": KILLS, "rows lost": 0, "rows doubled": 0, "datasets with other bytes": 0}  # more than 0 would have failed the test
+    values: dict[str, float] = {"kills": campaign.hits.total(), "datasets that came out whole, with the bytes of the uninterrupted one": campaign.datasets - 1}
     values |= {"rows asked again per kill, mean": round(sum(campaign.asked_again) / len(campaign.asked_again), 2)}
     values |= {"rows asked again per kill, most": round(max(campaign.asked_again), 2)}
     values |= {f"kills of {hit}": number for hit, number in campaign.hits.most_common()}
