@@ -144,5 +144,7 @@ def _check_floor(config: IngestConfig, dataset: manifest.Manifest) -> None:
     outcomes = Counter(dataset.outcomes)
     rate = outcomes[Outcome.SUCCESS.value] / outcomes.total()
     log.info("ingest: %d samples in %d shards, %s", dataset.num_samples, len(dataset.shards), summary(outcomes))
+    if not dataset.num_samples:
+        log.warning("ingest: the dataset is empty; outcomes/ says why, row by row. Set ingest.success_floor to end with exit code 3 then")
     if rate < config.success_floor:
         raise BelowFloor(f"ingest: {summary(outcomes)}; ingest.success_floor asks for {100 * config.success_floor:g} %; published all the same")
