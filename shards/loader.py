@@ -12,18 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.errors import ConfigError, DataError
-from shards.dataset import DamagedSample, Dataset, Sample
-from shards.decode import decode_image
-from shards.order import EpochOrder, EpochOver, Items, ItemTable, OrderSettings
-from shards.random_stream import TRANSFORM, uniforms
-from shards.text_rules import pre_caption
-from shards.transforms import Draws, Picture, Transform
+from shards.dataset import Dataset
+from shards.item_maker import Item, ItemMaker
+from shards.order import EpochOrder, EpochOver, ItemTable, OrderSettings
+from shards.quarantine import Damage, Quarantine
+from shards.transforms import Transform
 
 log = logging.getLogger(__name__)
 
 BatchT = TypeVar("BatchT")
-
-_MAX_ATTEMPTS = 100  # damaged replacements in a row: then it is the dataset that is damaged
 
 
 @dataclass(frozen=True)
@@ -33,27 +30,6 @@ class Position:
     epoch: int
     step: int
     fingerprint: str
-
-
-@dataclass(frozen=True)
-class Item:
-    """One (picture, caption): `image` uint8 [R, R, 3], `key` the uint64 that all its random draws hang on."""
-
-    key: int
-    sample_key: str
-    sample: int
-    caption_index: int
-    image: Picture
-    caption: str
-
-
-@dataclass(frozen=True)
-class _Damage:
-    sample: int
-    key: str
-    reason: str
-    epoch: int
-    position: int
 
 
 class ShardLoader(Generic[BatchT]):
@@ -82,14 +58,15 @@ class ShardLoader(Generic[BatchT]):
         block_shards: int = 8,
     ) -> None:
         _refuse_uneven(global_batch_size, micro_batch_size, accumulation_steps, world_size)
-        self.dataset, self.transform, self.collate = dataset, transform, collate
+        self.dataset, self.collate = dataset, collate
         self.micro_batch_size, self.accumulation_steps, self.rank, self.world_size = micro_batch_size, accumulation_steps, rank, world_size
-        self.num_workers, self.max_words = num_workers, max_words
+        self.num_workers = num_workers
         self.settings = OrderSettings(seed, global_batch_size, epoch_over, lanes, block_shards)
         self.fingerprint = self.settings.fingerprint(dataset.fingerprint)
         self._table = ItemTable(dataset.captions_per_sample, dataset.shard_starts, epoch_over)
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="albef-loader") if num_workers else None
-        self._quarantine: dict[int, dict[str, Any]] = {}
+        self._quarantine = Quarantine()
+        self._items = ItemMaker(dataset, transform, self._quarantine, max_words)
         if not dataset.cache_holds(lanes * block_shards):
             log.warning(
                 "%s: %d shards are in use at once and do not fit the cache: some will be fetched again and again; use a larger cache (TMPDIR) or fewer lanes",
@@ -110,11 +87,11 @@ class ShardLoader(Generic[BatchT]):
     @property
     def quarantine(self) -> list[dict[str, Any]]:
         """Damaged samples met in the steps delivered so far: sample, key, reason, where first met, and how often replaced."""
-        return [dict(entry) for entry in self._quarantine.values()]
+        return self._quarantine.entries
 
     def restore_quarantine(self, entries: Sequence[dict[str, Any]]) -> None:
         """Take over a checkpoint's quarantine: what it lists stays replaced, even where the shard was repaired since."""
-        self._quarantine = {int(entry["sample"]): dict(entry) for entry in entries}
+        self._quarantine.restore(entries)
 
     def start(self) -> Position:
         return Position(0, 0, self.fingerprint)
@@ -152,19 +129,19 @@ class ShardLoader(Generic[BatchT]):
             batches = []
             for _ in range(self.accumulation_steps):
                 batch, damages = next(parts)
-                self._record(damages)
+                self._quarantine.record(damages)
                 batches.append(batch)
             epoch, step = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
             yield batches, Position(epoch, step, self.fingerprint)
 
-    def _micro_batches(self, position: Position) -> Iterator[tuple[BatchT, list[_Damage]]]:
+    def _micro_batches(self, position: Position) -> Iterator[tuple[BatchT, list[Damage]]]:
         """In order, whichever worker finishes first; with workers, some are made ahead."""
         tasks = self._tasks(position)
         if self._pool is None:
             for order, positions in tasks:
                 yield self._make(order, positions)
             return
-        ahead: deque[Future[tuple[BatchT, list[_Damage]]]] = deque()
+        ahead: deque[Future[tuple[BatchT, list[Damage]]]] = deque()
         try:
             while True:
                 while len(ahead) <= self.num_workers + 1:  # bounded: one more ready than there are workers
@@ -185,43 +162,9 @@ class ShardLoader(Generic[BatchT]):
                     yield order, step * self.settings.global_batch_size + part * self.micro_batch_size + within
             epoch, first = epoch + 1, 0
 
-    def _make(self, order: EpochOrder, positions: npt.NDArray[np.int64]) -> tuple[BatchT, list[_Damage]]:
-        damages: list[_Damage] = []
-        placed = order.items(positions)
-        draws = uniforms(placed.key, TRANSFORM, self.transform.num_draws)
-        items = [self._item(order, int(position), placed, row, draws[row], damages) for row, position in enumerate(positions)]
+    def _make(self, order: EpochOrder, positions: npt.NDArray[np.int64]) -> tuple[BatchT, list[Damage]]:
+        items, damages = self._items(order, positions)
         return self.collate(items), damages
-
-    def _item(self, order: EpochOrder, position: int, placed: Items, row: int, draws: Draws, damages: list[_Damage]) -> Item:
-        """The item at a position, or the first healthy replacement, which keeps the position's own random key."""
-        sample, caption = int(placed.sample[row]), int(placed.caption[row])
-        for attempt in range(1, _MAX_ATTEMPTS + 1):
-            try:
-                read, image = self._decoded(sample)
-                text = pre_caption(read.captions[caption], self.max_words)
-                return Item(int(placed.key[row]), read.key, sample, caption, self.transform(image, draws), text)
-            except DamagedSample as damage:
-                damages.append(_Damage(sample, damage.key, str(damage), order.epoch, position))
-            sample, caption = order.item(order.replacement(position, attempt))
-        raise DataError(f"{self.dataset.folder}: {_MAX_ATTEMPTS} damaged samples in a row; `albef shards verify` lists them")
-
-    def _decoded(self, sample: int) -> tuple[Sample, Picture]:
-        if sample in self._quarantine:
-            raise DamagedSample(self._quarantine[sample]["reason"], self._quarantine[sample]["key"])
-        read = self.dataset.read(sample)
-        try:
-            return read, decode_image(read.image)
-        except DataError as error:
-            raise DamagedSample(f"{self.dataset.name_of(sample)} ({read.key}): {error}", read.key) from error
-
-    def _record(self, damages: list[_Damage]) -> None:
-        for damage in damages:
-            entry = self._quarantine.get(damage.sample)
-            if entry is None:
-                log.warning("quarantined: %s", damage.reason)
-                entry = {"sample": damage.sample, "key": damage.key, "reason": damage.reason, "epoch": damage.epoch, "position": damage.position, "replaced": 0}
-                self._quarantine[damage.sample] = entry
-            entry["replaced"] += 1
 
 
 def _refuse_uneven(global_batch_size: int, micro_batch_size: int, accumulation_steps: int, world_size: int) -> None:

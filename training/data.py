@@ -10,7 +10,8 @@ import torch
 
 from pipeline.core.errors import ConfigError
 from shards.dataset import DamagedSample, Dataset
-from shards.loader import Item, ShardLoader
+from shards.item_maker import Item
+from shards.loader import ShardLoader
 from shards.text_rules import pre_caption
 from shards.transforms import PretrainTransform
 from training.batch import Batch

@@ -1,19 +1,17 @@
 """Ingest as a whole, over real HTTP: every row accounted for, killed at any moment, resumed, refused."""
 
-import contextlib
 import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from ingest_command import processes, running, wait_until
 
 from ingest import ingest
 from ingest.config import CaptionConfig, FilterConfig, IngestConfig
@@ -72,42 +70,6 @@ def outcome_rows(output: Path) -> Rows:
 def status(run_folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((run_folder / "status.json").read_text())
     return record
-
-
-@contextlib.contextmanager
-def running(config: IngestConfig, run_folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Ingest in a process group of its own."""
-    settings = run_folder.with_suffix(".json")
-    settings.write_text(config.model_dump_json())
-    program = (
-        "import sys; from pathlib import Path; from ingest import ingest; from ingest.config import IngestConfig; from pipeline.core import stopping;"
-        "stopping.install_handlers();"
-        "ingest.run(IngestConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program, str(settings), str(run_folder)], start_new_session=True, stderr=subprocess.PIPE)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def engine_processes(run_folder: Path) -> list[int]:
-    """Every living process that was started for this run folder, by the job file or its pickled name in the environment."""
-    found = []
-    for process in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if process.name.isdigit() and str(run_folder).encode() in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-    return found
 
 
 def test_every_row_of_a_hostile_list_ends_in_one_outcome_and_the_good_ones_in_tars(tmp_path: Path, web: Any, listed: Callable[..., IngestConfig]) -> None:
@@ -173,7 +135,7 @@ def test_killed_and_resumed_it_fetches_what_is_missing_and_gives_the_same_tars(
         wait_until(lambda: web.asked.total() >= 30)
         kill(process.pid, signal.SIGKILL)
         process.wait()
-        wait_until(lambda: not engine_processes(tmp_path / "killed_run"), 10)
+        wait_until(lambda: not processes(tmp_path / "killed_run"), 10)
     asked = web.asked.total()
     time.sleep(0.5)
     assert web.asked.total() == asked < 61, "the kill came too late, or somebody went on fetching after it"
@@ -237,7 +199,7 @@ def test_a_stop_signal_ends_it_with_exit_code_4_and_nothing_is_fetched_twice(tmp
         _, errors = process.communicate(timeout=30)
     assert Stopped.__name__ in errors.decode()
     assert "received SIGTERM" in errors.decode()
-    assert not engine_processes(tmp_path / "run")
+    assert not processes(tmp_path / "run")
     assert status(tmp_path / "run")["state"] == "stopped"
     assert 20 - config.engine.processes * config.engine.concurrency <= status(tmp_path / "run")["done"] < 60
     web.delay_s = 0.0

@@ -76,8 +76,18 @@ class Campaign:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 command.wait(self.draw.uniform(0, self.whole_s))
             moment = _moment(config, run_folder)
-            if victim := self._kill(command, run_folder):
+            victim = self._kill(command, run_folder)
+            if victim:
                 self.hits[f"{victim}, {moment}"] += 1
+            if victim in ("engine", "worker"):
+                self._end_what_went_on(command, config, run_folder)
+
+    def _end_what_went_on(self, command: "subprocess.Popen[bytes]", config: IngestConfig, run_folder: Path) -> None:
+        """The command notices the death of its engine and starts another: give it time, then kill all, which is one more kill."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            command.wait(self.draw.uniform(0, self.whole_s))
+        if command.poll() is None:
+            self.hits[f"all, having gone on, {_moment(config, run_folder)}"] += 1
 
     def _kill(self, command: "subprocess.Popen[bytes]", run_folder: Path) -> str | None:
         """SIGKILL for one of its processes, or for all; returns which, or None when there was none."""
@@ -92,9 +102,6 @@ class Campaign:
         for process in chosen[victim]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        if victim in ("engine", "worker"):  # the command notices and goes on by itself: give it time, then end it too
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                command.wait(self.draw.uniform(0, self.whole_s))
         return victim
 
 

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ingest_command import wait_until
 
 from ingest import pair_table
 from ingest.config import FilterConfig, IngestConfig
@@ -48,13 +47,6 @@ def write_rows(config: IngestConfig, folder: Path) -> Path:
     with pa.OSFile(str(folder / "0.feather"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     return folder / "0.feather"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -2,13 +2,13 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from ingest_command import running
+from ingest_command import running, wait_until
 from wire_proxy import WireProxy
 
 from ingest import ingest
@@ -39,13 +39,6 @@ def config(tmp_path: Path, web: Any, s3_bucket: str, proxy: WireProxy) -> Ingest
     values["fetch"] = {"allow_loopback": True, "timeout_s": 5}
     values["engine"] = {"processes": 2, "concurrency": 4, "lease_s": 5, "spool": f"{s3_bucket}/spool", "storage_patience_s": 40}
     return IngestConfig.model_validate(values)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from pipeline.core import storage
 from pipeline.core.errors import ConfigError, DataError, Stopped
 from shards import index, layout, manifest, writer
 from shards.dataset import Dataset
-from shards.loader import Item, Position, ShardLoader
+from shards.item_maker import Item
+from shards.loader import Position, ShardLoader
 from shards.order import EpochOrder, ItemTable, OrderSettings
 from shards.random_stream import item_keys, permutation, uniforms
 from shards.transforms import PretrainTransform
