@@ -31,7 +31,7 @@ def scenes(config: RunConfig, _directory: RunDirectory) -> Result:
 
 
 def openclipart(config: RunConfig, _directory: RunDirectory) -> Result:
-    from pipeline.app.openclipart import prepare
+    from pipeline.app.openclipart.prepare import prepare
 
     assert config.openclipart is not None
     if config.pictures is None:

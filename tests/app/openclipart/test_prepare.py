@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.app.openclipart import Member, _members_of, prepare
+from pipeline.app.openclipart.packages import Member, members_of
+from pipeline.app.openclipart.prepare import prepare
 from pipeline.core.errors import DataError, UserError
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None and "CI" not in os.environ, reason="needs dpkg-deb (Debian's package tools)")
@@ -228,4 +229,4 @@ def test_members_never_lead_out_of_the_folder() -> None:
             tar.addfile(entry, io.BytesIO(b"abc"))
     file.seek(0)
     with tarfile.open(fileobj=file) as tar:
-        assert list(_members_of(tar, "usr/share/openclipart/png", ".png")) == [Member("z.png", b"abc")]
+        assert list(members_of(tar, "usr/share/openclipart/png", ".png")) == [Member("z.png", b"abc")]

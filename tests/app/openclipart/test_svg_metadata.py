@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.app.svg_metadata import SvgMetadata, read_svg_metadata
+from pipeline.app.openclipart.svg_metadata import SvgMetadata, read_svg_metadata
 
 WORK = """<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:cc="http://web.resource.org/cc/" xmlns:dc="http://purl.org/dc/elements/1.1/">
 <cc:Work rdf:about="">{}</cc:Work></rdf:RDF>"""
