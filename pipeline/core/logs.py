@@ -15,8 +15,7 @@ def configure(run_folder: Path | None = None, rank: int = 0) -> None:
     root.setLevel(logging.INFO)
     root.handlers = []
     if rank == 0:
-        terminal = RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
-        root.addHandler(terminal)
+        root.addHandler(_terminal())
     if run_folder is not None:
         from pipeline.core import storage  # fsspec, which help can do without
 
@@ -26,3 +25,12 @@ def configure(run_folder: Path | None = None, rank: int = 0) -> None:
         root.addHandler(file)
     for noisy in ("botocore", "aiobotocore", "urllib3", "fsspec", "s3fs", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _terminal() -> logging.Handler:
+    """Coloured on a terminal; in a pipe or a file of Slurm's plain lines, which nothing folds at 80 columns."""
+    if console.is_terminal:
+        return RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
+    plain = logging.StreamHandler()
+    plain.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    return plain

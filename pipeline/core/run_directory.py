@@ -34,11 +34,19 @@ class RunDirectory:
         return folder
 
     def result(self, stage: str) -> dict[str, Any] | None:
-        """What the finished stage wrote, or None when it is not finished."""
+        """What the finished stage wrote, or None when it is not finished.
+
+        Raises UserError when the record is damaged.
+        """
         marker = self.path / "stages" / f"{stage}.json"
         if not marker.exists():
             return None
-        record: dict[str, Any] = json.loads(marker.read_text())
+        try:
+            record = json.loads(marker.read_bytes())
+        except ValueError as error:
+            raise _damaged(marker, str(error)) from None
+        if not isinstance(record, dict) or not {"fingerprint", "seconds", "result"} <= record.keys():
+            raise _damaged(marker, "fingerprint, seconds or result are missing")
         return record
 
     def finish(self, stage: str, fingerprint: str, result: dict[str, Any], seconds: float) -> None:
@@ -60,6 +68,10 @@ class RunDirectory:
             file.write(str(os.getpid()))
             file.flush()
             yield
+
+
+def _damaged(marker: Path, what: str) -> UserError:
+    return UserError(f"{marker}: the record of a finished stage is damaged ({what}); delete it, and the stage takes up what it finds and writes it anew")
 
 
 def rank() -> int:

@@ -37,3 +37,13 @@ def test_a_finished_stage_is_remembered_with_its_fingerprint(tmp_path: Path) -> 
     assert directory.result("ingest") is None
     directory.finish("ingest", "abc", {"samples": 3}, seconds=1.25)
     assert directory.result("ingest") == {"stage": "ingest", "fingerprint": "abc", "seconds": 1.2, "result": {"samples": 3}}
+
+
+@pytest.mark.parametrize("content", ["", '{"stage": "ingest"', "[]", "{}", "\x00\xff"])
+def test_a_damaged_record_is_one_line_that_says_what_to_do(tmp_path: Path, content: str) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.finish("ingest", "f" * 16, {"samples": 3}, 1.0)
+    (tmp_path / "stages" / "ingest.json").write_text(content)
+    with pytest.raises(UserError, match=r"ingest\.json: the record of a finished stage is damaged .*delete it") as error:
+        directory.result("ingest")
+    assert "\n" not in str(error.value)
