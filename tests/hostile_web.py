@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from types import TracebackType
+from typing import Self
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 UNTIL_CLOSED = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
@@ -98,7 +99,7 @@ class Server:
     address = "127.0.0.1"
     tls: ssl.SSLContext | None = None
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Self:
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -150,10 +151,6 @@ class Site(Server):
         self.asked: list[tuple[float, str]] = []
         self.heads: list[str] = []
         self.connections = 0
-
-    def __enter__(self) -> "Site":
-        super().__enter__()
-        return self
 
     def count(self, path: str | None = None) -> int:
         return len(self.asked) if path is None else Counter(asked for _, asked in self.asked)[path]

@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-import threading
-import time
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hostile_web import Server
 from PIL import Image
 
 PICTURE_SIZE = (96, 64)
@@ -30,7 +30,7 @@ def _response(body: bytes, status: str = "200 OK", headers: str = "", length: in
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body) if length is None else length}\r\n{headers}\r\n".encode() + body
 
 
-class Web:
+class Web(Server):
     """Answers by the first part of the path; `asked` counts requests by path, `user_agents` what callers say they are."""
 
     def __init__(self) -> None:
@@ -39,50 +39,16 @@ class Web:
         self.connections = 0
         self.delay_s = 0.0
         self.down = False  # what /moody/ says is 503 then
-        self.base = ""
-        self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-        self._ready.wait(10)
 
-    def url(self, path: str) -> str:
-        return f"{self.base}/{path}"
-
-    def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    async def _hang_up(self) -> None:
-        talks = asyncio.all_tasks() - {asyncio.current_task()}
-        for talk in talks:
-            talk.cancel()
-        await asyncio.gather(*talks, return_exceptions=True)
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._talk, "127.0.0.1", 0, backlog=512))
-        self.base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        self._ready.set()
-        self._loop.run_forever()
-        server.close()
-
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                path = head.split(b" ")[1].decode().lstrip("/")
-                self.asked[path] += 1
-                self.user_agents.update(line.split(b": ")[1].decode() for line in head.split(b"\r\n") if line.lower().startswith(b"user-agent"))
-                await asyncio.sleep(self.delay_s)
-                await self._answer(path, writer)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            path = head.split(b" ")[1].decode().lstrip("/")
+            self.asked[path] += 1
+            self.user_agents.update(line.split(b": ")[1].decode() for line in head.split(b"\r\n") if line.lower().startswith(b"user-agent"))
+            await asyncio.sleep(self.delay_s)
+            await self._answer(path, writer)
+            await writer.drain()
 
     async def _answer(self, path: str, writer: asyncio.StreamWriter) -> None:
         kind, _, rest = path.partition("?")[0].partition("/")
@@ -115,8 +81,8 @@ class Web:
         }
         writer.write(answers[kind]())
         if kind in ("truncated", "garbage", "announced"):
-            await writer.drain()
             writer.close()
+            await writer.wait_closed()
 
 
 def make_png_header(width: int, height: int) -> bytes:
@@ -138,18 +104,29 @@ def png_header() -> Callable[[int, int], bytes]:
 
 @pytest.fixture
 def web() -> Iterator[Web]:
-    web = Web()
-    yield web
-    web.close()
+    with Web() as web:
+        yield web
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str | int]]:
+    """Names this test's machine knows: what each look-up in turn gives, an address or an error number; `asked` is the list of look-ups."""
+    known: dict[str, list[str | int]] = {"asked": []}
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: int, *rest: Any) -> Any:
+        if host not in known:
+            return real(host, port, *rest)
+        known["asked"].append(host)
+        answer = known[host].pop(0) if len(known[host]) > 1 else known[host][0]
+        if isinstance(answer, int):
+            raise socket.gaierror(answer, "as the test says")
+        return [(socket.AF_INET6 if ":" in answer else socket.AF_INET, socket.SOCK_STREAM, 6, "", (answer, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return known
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)

@@ -83,7 +83,7 @@ def test_every_row_of_a_hostile_list_ends_in_one_outcome_and_the_good_ones_in_ta
     assert sum(result["outcomes"].values()) == 41
     assert result["outcomes"]["success"] == result["samples"] == 30
     assert (status(tmp_path / "run")["state"], status(tmp_path / "run")["outcomes"]) == ("finished", result["outcomes"])
-    found = {row["url"].removeprefix(web.base + "/"): row for row in outcome_rows(tmp_path / "dataset")}
+    found = {row["url"].removeprefix(web.url()): row for row in outcome_rows(tmp_path / "dataset")}
     assert {path: found[path]["outcome"] for path in BAD} == BAD
     assert web.asked["good/3"] == 1, "a picture with captions in two rows is fetched once"
 
