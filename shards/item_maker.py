@@ -12,6 +12,7 @@ from shards.decode import decode_image
 from shards.order import EpochOrder, Items
 from shards.quarantine import Damage, Quarantine
 from shards.random_stream import TRANSFORM, uniforms
+from shards.stage_times import StageTimes
 from shards.text_rules import pre_caption
 from shards.transforms import Draws, Picture, Transform
 
@@ -38,6 +39,7 @@ class ItemMaker:
     transform: Transform
     quarantine: Quarantine
     max_words: int
+    stage_times: StageTimes
 
     def __call__(self, order: EpochOrder, positions: npt.NDArray[np.int64]) -> tuple[list[Item], list[Damage]]:
         """The items, in the order of the positions, and the damage met on the way."""
@@ -54,7 +56,9 @@ class ItemMaker:
             try:
                 read, image = self._decoded(sample)
                 text = pre_caption(read.captions[caption], self.max_words)
-                return Item(int(placed.key[row]), read.key, sample, caption, self.transform(image, draws), text)
+                with self.stage_times.busy("decode"):
+                    transformed = self.transform(image, draws)
+                return Item(int(placed.key[row]), read.key, sample, caption, transformed, text)
             except DamagedSample as damage:
                 on_damage(Damage(sample, damage.key, str(damage), order.epoch, position))
             sample, caption = order.item(order.replacement(position, attempt))
@@ -63,8 +67,10 @@ class ItemMaker:
     def _decoded(self, sample: int) -> tuple[Sample, Picture]:
         if entry := self.quarantine.of(sample):
             raise DamagedSample(entry["reason"], entry["key"])
-        read = self.dataset.read(sample)
+        with self.stage_times.busy("read"):
+            read = self.dataset.read(sample)
         try:
-            return read, decode_image(read.image)
+            with self.stage_times.busy("decode"):
+                return read, decode_image(read.image)
         except DataError as error:
             raise DamagedSample(f"{self.dataset.name_of(sample)} ({read.key}): {error}", read.key) from error

@@ -16,6 +16,7 @@ from shards.dataset import Dataset
 from shards.item_maker import Item, ItemMaker
 from shards.order import EpochOrder, EpochOver, ItemTable, OrderSettings
 from shards.quarantine import Damage, Quarantine
+from shards.stage_times import StageTimes
 from shards.transforms import Transform
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ class ShardLoader(Generic[BatchT]):
         self._table = ItemTable(dataset.captions_per_sample, dataset.shard_starts, epoch_over)
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="albef-loader") if num_workers else None
         self._quarantine = Quarantine()
-        self._items = ItemMaker(dataset, transform, self._quarantine, max_words)
+        self.stage_times = StageTimes()
+        self._items = ItemMaker(dataset, transform, self._quarantine, max_words, self.stage_times)
         if not dataset.cache_holds(lanes * block_shards):
             log.warning(
                 "%s: %d shards are in use at once and do not fit the cache: some will be fetched again and again; use a larger cache (TMPDIR) or fewer lanes",
@@ -146,6 +148,7 @@ class ShardLoader(Generic[BatchT]):
             while True:
                 while len(ahead) <= self.num_workers + 1:  # bounded: one more ready than there are workers
                     ahead.append(self._pool.submit(self._make, *next(tasks)))
+                self.stage_times.look_at(ahead)
                 yield ahead.popleft().result()
         finally:
             for future in ahead:
@@ -164,7 +167,8 @@ class ShardLoader(Generic[BatchT]):
 
     def _make(self, order: EpochOrder, positions: npt.NDArray[np.int64]) -> tuple[BatchT, list[Damage]]:
         items, damages = self._items(order, positions)
-        return self.collate(items), damages
+        with self.stage_times.busy("collate"):
+            return self.collate(items), damages
 
 
 def _refuse_uneven(global_batch_size: int, micro_batch_size: int, accumulation_steps: int, world_size: int) -> None:
