@@ -16,6 +16,9 @@ from shards.writer import SampleToWrite, write_shard
 WORDS = ("red", "blue", "dog", "cat", "on", "the", "grass", "with", "a", "hat")
 
 
+TIMINGS = ("pairs_per_s", "data_wait_s", "ranks")  # and data/*
+
+
 def write_dataset(folder: Path, samples: int = 96, shards: int = 3) -> None:
     """JPEGs with one or two captions each, over a few shards."""
     rng = np.random.default_rng(0)
@@ -66,4 +69,4 @@ def train(config: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
 def metrics(folder: Path) -> list[dict[str, float]]:
     """One record a step, timings left out, since they differ from run to run."""
     records = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name not in ("pairs_per_s", "data_wait_s")} for record in records]
+    return [{name: value for name, value in record.items() if name not in TIMINGS and not name.startswith("data/")} for record in records]

@@ -66,6 +66,13 @@ class TrainingConfig(Section):
     torch_threads: int | None = Field(default=None, ge=1, description="CPU threads per rank; null divides the cores by the local ranks")
 
     log_every_steps: int = Field(default=20, ge=1, description="optimizer steps between lines in the log and tensorboard; metrics.jsonl has every step")
+    data_wait_window_steps: int = Field(default=100, ge=2, description="steps over which waiting for data is summed up; a hundred make a p99")
+    data_wait_warn_share: float = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="warn, naming the slow stage, above this share of a window spent waiting for data; workers in time leave under 0.01",
+    )
     save_every_steps: int = Field(default=1000, ge=1, description="optimizer steps between checkpoints; the last step always saves")
     keep_last: int = Field(default=2, ge=1, description="checkpoints kept, the newest ones")
     evaluate_every_steps: int | None = Field(default=None, ge=1, description="optimizer steps between evaluations on the validation split; null never")

@@ -21,6 +21,7 @@ from training import checkpoint, distributed, schedule
 from training.batch import Batch
 from training.config import TrainingConfig
 from training.data import build_loader, build_tokenizer, open_dataset
+from training.data_wait import DataWait, WaitFigures, metrics_of, slowest_rank, warning
 from training.distributed import World
 from training.feature_queue import FeatureQueue
 from training.flat_groups import MOMENTS, FlatGroup, adam_state, flat_groups
@@ -87,6 +88,8 @@ class Trainer:
         self.state = TrainingState(position=self.loader.start())
         if resumed:
             self._load(resumed)
+        self._data_warned_at = -config.data_wait_window_steps
+        self.data_wait = DataWait(self.loader.stage_times, config.data_wait_window_steps)
         self.metrics = Metrics(run_folder / "train", self.state.step, config.log_every_steps) if world.rank == 0 else None
         log.info(
             "stage train: DeepSpeed ZeRO-%d %s, %d rank(s) x %d pairs x %d accumulation, %d items, step %d of %d, %.1fM parameters",
@@ -166,6 +169,8 @@ class Trainer:
         log.warning("step %d skipped: non-finite loss or gradient (losses %s); samples on this rank: %s", self.state.step, losses, " ".join(keys[:64]))
 
     def _report(self, losses: dict[str, float], data_wait_s: float, step_s: float) -> None:
+        self.data_wait.record(data_wait_s, step_s)
+        ranks = self._data_wait_of_ranks() if self.state.step % self.config.log_every_steps == 0 else []
         if self.metrics is None:
             return
         last = self.state.step - 1
@@ -179,7 +184,24 @@ class Trainer:
             "data_wait_s": data_wait_s,
             "skipped_steps": float(self.state.skipped_steps),
         }
-        self.metrics.record(self.state.step, values)
+        if ranks:
+            slowest = slowest_rank(ranks)
+            values |= metrics_of(ranks[slowest], slowest)
+            self._warn_of_slow_data(ranks[slowest], slowest)
+        self.metrics.record(self.state.step, values, [asdict(figures) for figures in ranks])
+
+    def _data_wait_of_ranks(self) -> list[WaitFigures]:
+        """Every rank must call."""
+        own = torch.tensor([list(asdict(self.data_wait.figures()).values())], dtype=torch.float64)
+        return [WaitFigures(*row) for row in self.world.gather(own.to(self.world.device)).tolist()]
+
+    def _warn_of_slow_data(self, figures: WaitFigures, rank: int) -> None:
+        """Once a window at most."""
+        if figures.steps < self.config.data_wait_window_steps or self.state.step - self._data_warned_at < self.config.data_wait_window_steps:
+            return
+        if sentence := warning(figures, rank, self.config.data_wait_warn_share):
+            self._data_warned_at = self.state.step
+            log.warning("step %d: %s", self.state.step, sentence)
 
     def _after_step(self) -> None:
         """Save, evaluate, stop: in this order, so that whatever ends the run leaves a checkpoint."""
@@ -275,7 +297,7 @@ def split_of(config: TrainingConfig, world_size: int) -> tuple[int, int]:
 # What may differ between a checkpoint and the run that continues it; anything else would be another experiment.
 MAY_CHANGE = {
     "dataset", "manifest", "micro_batch_size", "num_workers", "torch_threads", "log_every_steps", "save_every_steps", "keep_last",
-    "evaluate_every_steps", "max_skipped_in_a_row", "zero_stage", "init",
+    "evaluate_every_steps", "max_skipped_in_a_row", "zero_stage", "init", "data_wait_window_steps", "data_wait_warn_share",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -19,9 +20,9 @@ class Metrics:
         self._lines: TextIO = _truncated(folder / "metrics.jsonl", resume_step)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
-    def record(self, step: int, values: dict[str, float]) -> None:
-        """Values after optimizer step `step`; names like loss/itc, val/image_recall@1."""
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+    def record(self, step: int, values: dict[str, float], ranks: Sequence[dict[str, float]] = ()) -> None:
+        """Values after optimizer step `step`, names like loss/itc, val/image_recall@1; `ranks` has the loader's figures of each rank."""
+        self._lines.write(json.dumps({"step": step, **values, **({"ranks": ranks} if ranks else {})}) + "\n")
         self._lines.flush()  # a checkpoint may follow at once, and a resumed run relies on the lines up to it
         if step % self._log_every_steps == 0 or any(name.startswith("val/") for name in values):
             for name, value in values.items():
@@ -34,7 +35,17 @@ class Metrics:
 
 
 def _shown(name: str) -> bool:
-    return name.startswith(("loss/", "val/")) or name in {"lr", "alpha", "grad_norm", "pairs_per_s", "data_wait_s", "skipped_steps"}
+    return name.startswith(("loss/", "val/")) or name in {
+        "lr",
+        "alpha",
+        "grad_norm",
+        "pairs_per_s",
+        "data_wait_s",
+        "skipped_steps",
+        "data/wait_p50_s",
+        "data/wait_p99_s",
+        "data/wait_share",
+    }
 
 
 def _truncated(path: Path, last_step: int) -> TextIO:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -31,6 +32,9 @@ class Curves:
 
     def median(self, name: str) -> float:
         return statistics.median(self.of(name)[1])
+
+    def percentile(self, name: str, percent: float) -> float:
+        return float(np.percentile(self.of(name)[1], percent))
 
     def data_wait_share(self) -> float:
         """Time spent waiting for data, as a share of the time of all steps."""

@@ -71,6 +71,7 @@ def _training(metrics: Path, record: dict[str, Any] | None) -> dict[str, Any] | 
         "skipped": int(curves.steps[-1]["skipped_steps"]),
         "pairs_per_s": curves.median("pairs_per_s"),
         "data_wait_share": 100 * curves.data_wait_share(),
+        "data_wait_ms": [1000 * curves.percentile("data_wait_s", percent) for percent in (50, 99)],
         "finished": record is not None,
     }
 
