@@ -151,6 +151,27 @@ def bench_ingest(
         write_rows(json, "ingest", " ".join(["albef", *sys.argv[1:]]), measured)
 
 
+@bench_app.command("shards")
+def bench_shards(
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the rows with command, commit and machine.")] = None,
+    cases: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="What to measure; default: everything.")] = None,
+    rounds: Annotated[int, typer.Option(help="Ours and the peer in turn; the figures are medians.", min=1)] = 3,
+    pictures: Annotated[int, typer.Option(help="Small pictures a round; a quarter as many large ones.", min=128)] = 2_000,
+    work: Annotated[Path, typer.Option(metavar="FOLDER", help="Scratch, which keeps the pictures for the next time.")] = Path("runs/bench"),
+) -> None:
+    """Tars, decoding, batches, S3, resuming and scaling beside webdataset, Pillow and torchvision. Its progress is on stderr."""
+    from pipeline.app.bench import shards as benchmark
+    from pipeline.app.bench.row import write_rows
+
+    logs.configure()
+    names = cases.split(",") if cases is not None else list(benchmark.CASES)
+    measured = benchmark.run(names, benchmark.Scale(pictures, rounds, work))
+    for row in measured:
+        typer.echo(row)
+    if json is not None:
+        write_rows(json, "shards", " ".join(["albef", *sys.argv[1:]]), measured)
+
+
 def _loaded(config: Path, overrides: list[str] | None) -> "RunConfig":
     from pipeline.app.config import RunConfig
     from pipeline.core.config import load

@@ -63,11 +63,11 @@ def picture(number: int) -> tuple[str, bytes]:
     if number % 20 == 7:
         _drawing(draw, width, height).save(buffer, "PNG")
         return f"{number:04d}.png", buffer.getvalue()
-    photograph, quality = _photograph(draw, width, height), int(draw.choice(QUALITIES))
+    photo, quality = photograph(draw, width, height), int(draw.choice(QUALITIES))
     if number % 20 == 13:
-        photograph.save(buffer, "WEBP", quality=quality, method=2)
+        photo.save(buffer, "WEBP", quality=quality, method=2)
         return f"{number:04d}.webp", buffer.getvalue()
-    photograph.save(buffer, "JPEG", quality=quality, progressive=number % 5 == 0, optimize=True)
+    photo.save(buffer, "JPEG", quality=quality, progressive=number % 5 == 0, optimize=True)
     return f"{number:04d}.jpg", buffer.getvalue()
 
 
@@ -80,18 +80,19 @@ def _size(draw: np.random.Generator) -> tuple[int, int]:
     return (long, short) if aspect >= 1 else (short, long)
 
 
-def _photograph(draw: np.random.Generator, width: int, height: int) -> Image.Image:
-    planes = [GREY_DEVIATION * _natural_noise(draw, width, height) + 128]
-    planes += [COLOUR_DEVIATION * _natural_noise(draw, width, height) + 128 for _ in range(2)]
+def photograph(draw: np.random.Generator, width: int, height: int, power: float = POWER) -> Image.Image:
+    """RGB; the texture's amplitude falls with this power of the frequency."""
+    planes = [GREY_DEVIATION * _natural_noise(draw, width, height, power) + 128]
+    planes += [COLOUR_DEVIATION * _natural_noise(draw, width, height, power) + 128 for _ in range(2)]
     image = Image.fromarray(np.stack(planes, axis=2).clip(0, 255).astype(np.uint8), "YCbCr").convert("RGB")
     return _with_edges(draw, image)
 
 
-def _natural_noise(draw: np.random.Generator, width: int, height: int) -> np.ndarray:
+def _natural_noise(draw: np.random.Generator, width: int, height: int, power: float) -> np.ndarray:
     """Deviation 1; the amplitude falls with a power of the frequency."""
     spectrum = np.fft.rfft2(draw.standard_normal((height, width), dtype=np.float32))
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    spectrum /= np.maximum(frequency, 1 / max(width, height)) ** POWER
+    spectrum /= np.maximum(frequency, 1 / max(width, height)) ** power
     spectrum[0, 0] = 0
     noise = np.fft.irfft2(spectrum, (height, width))
     scaled: np.ndarray = noise / noise.std()

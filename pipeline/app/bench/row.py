@@ -11,17 +11,19 @@ from pipeline.core import storage
 
 @dataclass(frozen=True)
 class BenchRow:
-    """`ratio` above 1 means that ours is better; `note` says what was measured, and how."""
+    """`ratio` above 1 means that ours is better; `note` says what was measured, and how. Without a peer there is no ratio."""
 
     case: str
     unit: str
     ours: float
-    peer: float
-    peer_name: str
-    ratio: float
+    peer: float | None
+    peer_name: str | None
+    ratio: float | None
     note: str
 
     def __str__(self) -> str:
+        if self.peer is None:
+            return f"{self.case}: {self.ours:g} {self.unit} ({self.note})"
         return f"{self.case}: {self.ours:g} {self.unit}, {self.peer_name} {self.peer:g}, ratio {self.ratio:g} ({self.note})"
 
 
@@ -30,6 +32,11 @@ def compared(case: str, unit: str, ours: Sequence[float], peer: Sequence[float],
     ratios = [one / other if more_is_better else other / one for one, other in zip(ours, peer, strict=True)]
     ends = f"; ratio of each round {', '.join(f'{ratio:.2f}' for ratio in ratios)}"
     return BenchRow(case, unit, _figure(statistics.median(ours)), _figure(statistics.median(peer)), peer_name, _figure(statistics.median(ratios)), note + ends)
+
+
+def alone(case: str, unit: str, ours: Sequence[float], note: str) -> BenchRow:
+    """The median over the rounds of what no peer has."""
+    return BenchRow(case, unit, _figure(statistics.median(ours)), None, None, None, note)
 
 
 def write_rows(path: str, name: str, command: str, rows: Sequence[BenchRow]) -> None:

@@ -1,6 +1,7 @@
 """What a piece of work takes: wall and CPU seconds, and memory, of this process and all it starts."""
 
 import contextlib
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -40,6 +41,18 @@ def measured(work: Callable[[], T]) -> tuple[T, Usage]:
         done.set()
         watcher.join()
     return result, Usage(time.monotonic() - wall, _cpu(process) - cpu, max(peak[0], _rss(process)))
+
+
+def cpu_seconds_of(work: Callable[[], T]) -> tuple[T, float]:
+    """The work's result, and the CPU seconds of this process and of those children that ended meanwhile; nothing runs beside it, so also for short works."""
+    before = _cpu_exactly()
+    result = work()
+    return result, _cpu_exactly() - before
+
+
+def _cpu_exactly() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _rss(process: psutil.Process) -> int:
