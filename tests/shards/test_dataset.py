@@ -19,7 +19,6 @@ from pipeline.core.errors import DataError
 from shards import index, layout, manifest, writer
 from shards.dataset import DamagedSample, Dataset
 from shards.foreign import index_folder, sha256_of
-from shards.ranges import RangeReader
 from shards.verify import verify
 
 from .conftest import MakeDataset, samples
@@ -231,15 +230,6 @@ def test_a_dataset_is_written_to_s3_and_read_from_it(make_dataset: MakeDataset, 
     storage.remove(layout.tar_path(remote.folder, "00001"))
     with pytest.raises(DataError, match=r"00001\.tar"):
         Dataset.open(remote.folder)
-
-
-def test_the_cache_of_remote_shards_stays_within_its_bound(make_dataset: MakeDataset, s3_bucket: str) -> None:
-    dataset = make_dataset([3, 3, 3], f"{s3_bucket}/set")
-    reader = RangeReader(cache_bytes=2 * dataset.manifest.shards[0].bytes)
-    for shard in dataset.manifest.shards:
-        path = layout.tar_path(dataset.folder, shard.name)
-        assert reader.read(path, 0, 512, shard.bytes) == storage.read_range(path, 0, 512)
-    assert len(reader._files) == 2
 
 
 def test_indexes_are_small(make_dataset: MakeDataset) -> None:

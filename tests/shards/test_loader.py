@@ -21,7 +21,9 @@ from shards.item_maker import Item
 from shards.loader import Position, ShardLoader
 from shards.order import EpochOrder, ItemTable, OrderSettings
 from shards.random_stream import item_keys, permutation, uniforms
+from shards.ranges import RangeReader
 from shards.transforms import PretrainTransform
+from shards.transport import Deadlines
 
 from .conftest import MakeDataset, samples
 
@@ -187,9 +189,9 @@ def test_the_quarantine_holds_what_delivered_steps_met_and_decides_again_on_resu
 
 def test_storage_that_fails_stops_the_run_and_quarantines_nothing(make_dataset: MakeDataset, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make_dataset([12, 12], f"{s3_bucket}/set")
+    dataset._reader = RangeReader(deadlines=Deadlines(patience_s=0.5))
     one = loader(dataset)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     storage.filesystem("s3://x")[0].clear_instance_cache()
     with pytest.raises(Stopped, match="run the same command again"):
         next(iter(one.from_position(one.start())))
