@@ -1,6 +1,6 @@
 """The pictures of a benchmark: a folder, read and resized by a few threads, every missing or damaged one named."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.core import storage
@@ -19,15 +19,19 @@ def read_pictures(folder: str, names: Sequence[str], resolution: int) -> list[Pi
     """
     transform = EvalTransform(resolution)
     with ThreadPoolExecutor(READERS) as readers:
-        return list(readers.map(lambda name: transform(read_picture(folder, name)), names))
+        return list(readers.map(lambda name: _read(folder, name, transform), names))
 
 
 def read_picture(folder: str, name: str) -> Picture:
     """`uint8 [H, W, 3]`, in its own size."""
+    return _read(folder, name, decode_image)
+
+
+def _read(folder: str, name: str, decoded: Callable[[bytes], Picture]) -> Picture:
     path = storage.join(folder, name)
     data = storage.read_bytes(path)
     try:
-        return decode_image(data)
+        return decoded(data)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 

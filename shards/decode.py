@@ -1,6 +1,11 @@
-"""Decode a picture to RGB: simplejpeg for plain JPEGs, Pillow for everything else; what is damaged is an error, never a grey half."""
+"""Decode pictures to RGB, or only a crop of them; what is damaged is an error, never a grey half.
+
+Plain JPEGs go through libjpeg-turbo (our own binding where it was built, else simplejpeg), everything else through Pillow; all give the same pixels.
+"""
 
 import io
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -8,35 +13,135 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.core.errors import DataError
+from shards import native
 
 MAX_PIXELS = 64_000_000
 _FORMATS = ("JPEG", "PNG", "WEBP")
+_ORIENTATION = 0x0112  # the EXIF tag
+_END_OF_IMAGE = b"\xff\xd9"
 
 Picture = npt.NDArray[np.uint8]
 
 
+class Source(Protocol):
+    """A picture of known size, decoded as far as it is asked for."""
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def crop(self, top: int, left: int, height: int, width: int, reduce: int = 1) -> Picture:
+        """`uint8 [height, width, 3]`, or where that saves work both sides divided by `reduce` (2, 4 or 8) and rounded up.
+
+        With `reduce`, `top` and `left` are multiples of it, and `height` and `width` too unless they end at the picture's edge.
+
+        Raises DataError: damaged or cut off.
+        """
+        ...
+
+
+def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Source:
+    """A JPEG, PNG or WebP, turned upright by its EXIF orientation; transparency lies on white.
+
+    Raises:
+        DataError: another format, a damaged header (of a PNG or WebP: anything damaged), or more than `max_pixels`.
+    """
+    if data[:2] == b"\xff\xd8":
+        try:
+            height, width, plain = _jpeg_header(data)
+        except ValueError:
+            plain = False  # Pillow has the word on what is damaged
+        if plain:
+            _refuse_large(width, height, max_pixels)
+            if _is_upright(data):
+                return _PlainJpeg(data, height, width)
+    return _Decoded(_by_pillow(data, max_pixels))
+
+
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
-    """`uint8 [H, W, 3]`, turned upright by its EXIF orientation; transparency lies on white.
+    """The whole picture, `uint8 [H, W, 3]`, as `open_picture` opens it.
 
     Raises:
         DataError: not a JPEG, PNG or WebP, damaged, cut off, or of more than `max_pixels`.
     """
-    if data[:2] == b"\xff\xd8" and data.find(b"Exif\0\0", 0, 65536) < 0:  # orientation is Pillow's business
+    source = open_picture(data, max_pixels)
+    return source.crop(0, 0, source.height, source.width)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A picture that had to be decoded whole."""
+
+    pixels: Picture
+
+    @property
+    def height(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def width(self) -> int:
+        return len(self.pixels[0])
+
+    def crop(self, top: int, left: int, height: int, width: int, reduce: int = 1) -> Picture:  # noqa: ARG002  # decoding is done: nothing to save
+        return self.pixels[top : top + height, left : left + width]
+
+
+@dataclass(frozen=True)
+class _PlainJpeg:
+    """A JPEG that needs no turning and no colour profile: the libraries decode it alike, bit for bit."""
+
+    data: bytes
+    height: int
+    width: int
+
+    def crop(self, top: int, left: int, height: int, width: int, reduce: int = 1) -> Picture:
+        box = (top // reduce, left // reduce, -(-height // reduce), -(-width // reduce))
         try:
-            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-            if colorspace in ("YCbCr", "Gray", "RGB") and height * width <= max_pixels:
-                picture: Picture = simplejpeg.decode_jpeg(data, "RGB")
+            # The crop's decoder stops below the crop and would not notice that the file is cut off: one without its end is decoded whole.
+            if native.jpeg is not None and self.data.endswith(_END_OF_IMAGE):
+                picture: Picture = np.empty((*box[2:], 3), np.uint8)
+                native.jpeg.decode(self.data, picture, box[0], box[1], reduce)
                 return picture
-        except ValueError:
-            pass  # libjpeg warned: Pillow tells stray bytes, which are harmless, from a cut file
-    return _by_pillow(data, max_pixels)
+            return _cut(simplejpeg.decode_jpeg(self.data, "RGB", min_height=-(-self.height // reduce), min_width=-(-self.width // reduce)), box)
+        except ValueError:  # libjpeg warned: Pillow tells stray bytes, which are harmless, from a cut file
+            return _cut(_by_pillow(self.data, self.height * self.width), (top, left, height, width))
+
+
+def _cut(picture: Picture, box: tuple[int, int, int, int]) -> Picture:
+    top, left, height, width = box
+    return picture[top : top + height, left : left + width]
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, bool]:
+    """Height, width, and whether the colours are ones that all libraries decode alike; ValueError for a damaged header."""
+    if native.jpeg is not None:
+        found: tuple[int, int, bool] = native.jpeg.header(data)
+        return found
+    height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    return height, width, colorspace in ("YCbCr", "Gray", "RGB")
+
+
+def _is_upright(data: bytes) -> bool:
+    if data.find(b"Exif\0\0", 0, 65536) < 0:
+        return True
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return int(image.getexif().get(_ORIENTATION, 1)) == 1
+    except (OSError, ValueError, SyntaxError, EOFError, TypeError, Image.DecompressionBombError):
+        return False  # Pillow decodes it, or says what is wrong
+
+
+def _refuse_large(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise DataError(f"picture of {width} x {height} pixels; the limit is {max_pixels}")
 
 
 def _by_pillow(data: bytes, max_pixels: int) -> Picture:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise DataError(f"picture of {image.width} x {image.height} pixels; the limit is {max_pixels}")
+            _refuse_large(image.width, image.height, max_pixels)
             upright = ImageOps.exif_transpose(image)
             if upright.has_transparency_data:
                 paper = Image.new("RGBA", upright.size, "white")

@@ -1,14 +1,15 @@
 """Positions of an epoch to the items a batch is collated from: read, decode, transform, and replace what is damaged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.errors import DataError
-from shards.dataset import DamagedSample, Dataset, Sample
-from shards.decode import decode_image
+from shards import native
+from shards.dataset import DamagedSample, Dataset
 from shards.order import EpochOrder, Items
 from shards.quarantine import Damage, Quarantine
 from shards.random_stream import TRANSFORM, uniforms
@@ -32,6 +33,24 @@ class Item:
 
 
 @dataclass(frozen=True)
+class MadeItems(Sequence[Item]):
+    """Items, and `images`, uint8 [N, R, R, 3], whose rows are their pictures: a batch needs no copy of them."""
+
+    items: list[Item]
+    images: Picture
+
+    @overload
+    def __getitem__(self, place: int) -> Item: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Item]: ...
+    def __getitem__(self, place: int | slice) -> Item | list[Item]:
+        return self.items[place]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@dataclass(frozen=True)
 class ItemMaker:
     """Makes the items of any positions; safe to use from several threads."""
 
@@ -41,36 +60,37 @@ class ItemMaker:
     max_words: int
     stage_times: StageTimes
 
-    def __call__(self, order: EpochOrder, positions: npt.NDArray[np.int64]) -> tuple[list[Item], list[Damage]]:
+    def __post_init__(self) -> None:
+        native.tell_what_is_missing()
+
+    def __call__(self, order: EpochOrder, positions: npt.NDArray[np.int64]) -> tuple[MadeItems, list[Damage]]:
         """The items, in the order of the positions, and the damage met on the way."""
         damages: list[Damage] = []
         placed = order.items(positions)
         draws = uniforms(placed.key, TRANSFORM, self.transform.num_draws)
-        items = [self._item(order, int(position), placed, row, draws[row], damages.append) for row, position in enumerate(positions)]
-        return items, damages
+        images = np.empty((len(positions), self.transform.resolution, self.transform.resolution, 3), np.uint8)
+        items = [self._item(order, int(position), placed, row, draws[row], images[row], damages.append) for row, position in enumerate(positions)]
+        return MadeItems(items, images), damages
 
-    def _item(self, order: EpochOrder, position: int, placed: Items, row: int, draws: Draws, on_damage: Callable[[Damage], None]) -> Item:
-        """The item at a position, or the first healthy replacement, which keeps the position's own random key."""
+    def _item(self, order: EpochOrder, position: int, placed: Items, row: int, draws: Draws, out: Picture, on_damage: Callable[[Damage], None]) -> Item:
+        """The item at a position, or the first healthy replacement, which keeps the position's own random key; its picture is written to `out`."""
         sample, caption = int(placed.sample[row]), int(placed.caption[row])
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
-                read, image = self._decoded(sample)
-                text = pre_caption(read.captions[caption], self.max_words)
-                with self.stage_times.busy("decode"):
-                    transformed = self.transform(image, draws)
-                return Item(int(placed.key[row]), read.key, sample, caption, transformed, text)
+                return self._made(int(placed.key[row]), sample, caption, draws, out)
             except DamagedSample as damage:
                 on_damage(Damage(sample, damage.key, str(damage), order.epoch, position))
             sample, caption = order.item(order.replacement(position, attempt))
         raise DataError(f"{self.dataset.folder}: {_MAX_ATTEMPTS} damaged samples in a row; `albef shards verify` lists them")
 
-    def _decoded(self, sample: int) -> tuple[Sample, Picture]:
+    def _made(self, key: int, sample: int, caption: int, draws: Draws, out: Picture) -> Item:
         if entry := self.quarantine.of(sample):
             raise DamagedSample(entry["reason"], entry["key"])
         with self.stage_times.busy("read"):
             read = self.dataset.read(sample)
         try:
             with self.stage_times.busy("decode"):
-                return read, decode_image(read.image)
+                image = self.transform(read.image, draws, out)
         except DataError as error:
             raise DamagedSample(f"{self.dataset.name_of(sample)} ({read.key}): {error}", read.key) from error
+        return Item(key, read.key, sample, caption, image, pre_caption(read.captions[caption], self.max_words))

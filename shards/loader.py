@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.core.errors import ConfigError, DataError
 from shards.dataset import Dataset
-from shards.item_maker import Item, ItemMaker
+from shards.item_maker import ItemMaker, MadeItems
 from shards.order import EpochOrder, EpochOver, ItemTable, OrderSettings
 from shards.quarantine import Damage, Quarantine
 from shards.stage_times import StageTimes
@@ -45,7 +45,7 @@ class ShardLoader(Generic[BatchT]):
         dataset: Dataset,
         *,
         transform: Transform,
-        collate: Callable[[list[Item]], BatchT],
+        collate: Callable[[MadeItems], BatchT],
         global_batch_size: int,
         micro_batch_size: int,
         accumulation_steps: int = 1,

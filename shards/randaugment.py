@@ -1,6 +1,11 @@
-"""ALBEF's RandAugment: ten operations without colour changes, on uint8 pictures; strengths as at magnitude 7 of 10."""
+"""ALBEF's RandAugment: ten operations without colour changes, on uint8 pictures; strengths as at magnitude 7 of 10.
 
-from collections.abc import Callable
+Operations are of three kinds: tables (a new value for each value of a channel), warps, and sharpness. Tables that follow each other become one, without
+changing a bit; so do warps, unless `exact`: one interpolation is less blurred than two.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,33 +14,93 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.errors import ConfigError
+from shards.affine import Matrix, one_after_the_other, warped
 
 Picture = npt.NDArray[np.uint8]
+Table = npt.NDArray[np.uint8]  # [3, 256]: the new value of each channel's each value
+Histogram = npt.NDArray[np.int64]  # [3, 256]
 Sharpness = Literal["clipped", "original"]
 
-FILL = (128, 128, 128)  # what comes in from outside the picture
+OPERATIONS = ("Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 DRAWS_PER_OPERATION = 3  # which one, whether at all, which sign
 _MAX_MAGNITUDE = 10
 _LEVELS = np.arange(256)
+_SAME: npt.NDArray[np.uint8] = _LEVELS.astype(np.uint8)
+_UNCHANGED: Table = np.tile(_SAME, (3, 1))
 _BLUR = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13  # Pillow's SMOOTH, which sharpness moves away from
 
 
-def identity(image: Picture) -> Picture:
-    return image
+@dataclass(frozen=True)
+class RandAugment:
+    """`num_operations` drawn with replacement, each then applied with probability one half.
+
+    `exact`: pixel for pixel as the original's code, on OpenCV 5, gives them.
+    """
+
+    num_operations: int = 2
+    magnitude: float = 7
+    sharpness: Sharpness = "clipped"
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.magnitude <= _MAX_MAGNITUDE:
+            raise ConfigError(f"randaugment magnitude {self.magnitude} is not within 0..{_MAX_MAGNITUDE}")
+
+    @property
+    def num_draws(self) -> int:
+        return self.num_operations * DRAWS_PER_OPERATION
+
+    @property
+    def factor(self) -> float:
+        """Of brightness and sharpness, which have no sign: they never darken or blur."""
+        return self.magnitude / _MAX_MAGNITUDE * 1.8 + 0.1
+
+    def __call__(self, image: Picture, draws: npt.NDArray[np.float64]) -> Picture:
+        """`draws`: `num_draws` uniforms of (0, 1)."""
+        return self.apply(image, drawn_operations(draws))
+
+    def apply(self, image: Picture, operations: Iterable[tuple[str, int]]) -> Picture:
+        """The operations (name, sign) in their order."""
+        for kind, group in itertools.groupby(operations, key=lambda operation: _KIND[operation[0]]):
+            if kind == "table":
+                image = _looked_up(image, [_TABLES[name] if name in _TABLES else brightness_table(self.factor) for name, _ in group])
+            elif kind == "warp":
+                image = self._warped(image, [self.matrix(name, sign, image.shape[0], image.shape[1]) for name, sign in group])
+            elif kind == "sharpness":
+                for _ in group:
+                    image = sharpness(image, self.factor, self.sharpness)
+        return image
+
+    def matrix(self, name: str, sign: int, height: int, width: int) -> Matrix:
+        """Where a warp moves the pixels of a picture of that size."""
+        return _MATRICES[name](sign * self.magnitude / _MAX_MAGNITUDE, height, width)
+
+    def _warped(self, image: Picture, matrices: list[Matrix]) -> Picture:
+        for matrix in matrices if self.exact else [*itertools.accumulate(matrices, one_after_the_other)][-1:]:
+            image = warped(image, matrix, self.exact)
+        return image
 
 
-def auto_contrast(image: Picture) -> Picture:
+def drawn_operations(draws: npt.NDArray[np.float64]) -> list[tuple[str, int]]:
+    """Names and signs of the operations that are applied."""
+    rows = draws.reshape(-1, DRAWS_PER_OPERATION).tolist()
+    return [(OPERATIONS[int(which * len(OPERATIONS))], 1 if sign < 0.5 else -1) for which, whether, sign in rows if whether < 0.5]
+
+
+def auto_contrast_table(histogram: Histogram) -> Table:
     """Stretch each channel to the full range."""
-    return _by_channel(image, _stretched)
+    return np.stack([_stretched(channel) for channel in histogram])
 
 
-def equalize(image: Picture) -> Picture:
+def equalize_table(histogram: Histogram) -> Table:
     """Flatten each channel's histogram."""
-    return _by_channel(image, _equalized)
+    return np.stack([_equalized(channel) for channel in histogram])
 
 
-def brightness(image: Picture, factor: float) -> Picture:
-    return _looked_up(image, np.clip(_LEVELS.astype(np.float32) * factor, 0, 255).astype(np.uint8))
+def brightness_table(factor: float) -> Callable[[Histogram], Table]:
+    """Every value times `factor`, whatever the histogram."""
+    table = np.tile(np.clip(_LEVELS.astype(np.float32) * factor, 0, 255).astype(np.uint8), (3, 1))
+    return lambda _: table
 
 
 def sharpness(image: Picture, factor: float, rounding: Sharpness = "clipped") -> Picture:
@@ -50,104 +115,48 @@ def sharpness(image: Picture, factor: float, rounding: Sharpness = "clipped") ->
     return sharpened
 
 
-def shear_x(image: Picture, factor: float) -> Picture:
-    return _warped(image, [[1, factor, 0], [0, 1, 0]])
-
-
-def shear_y(image: Picture, factor: float) -> Picture:
-    return _warped(image, [[1, 0, 0], [factor, 1, 0]])
-
-
-def translate_x(image: Picture, pixels: float) -> Picture:
-    return _warped(image, [[1, 0, -pixels], [0, 1, 0]])
-
-
-def translate_y(image: Picture, pixels: float) -> Picture:
-    return _warped(image, [[1, 0, 0], [0, 1, -pixels]])
-
-
-def rotate(image: Picture, degrees: float) -> Picture:
-    height, width = image.shape[:2]
-    return _warped(image, cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1))
-
-
-@dataclass(frozen=True)
-class RandAugment:
-    """`num_operations` drawn with replacement, each then applied with probability one half."""
-
-    num_operations: int = 2
-    magnitude: float = 7
-    sharpness: Sharpness = "clipped"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.magnitude <= _MAX_MAGNITUDE:
-            raise ConfigError(f"randaugment magnitude {self.magnitude} is not within 0..{_MAX_MAGNITUDE}")
-
-    @property
-    def num_draws(self) -> int:
-        return self.num_operations * DRAWS_PER_OPERATION
-
-    def __call__(self, image: Picture, draws: npt.NDArray[np.float64]) -> Picture:
-        """`draws`: `num_draws` uniforms of (0, 1)."""
-        for which, whether, sign in draws.reshape(-1, DRAWS_PER_OPERATION):
-            if whether < 0.5:
-                image = self.apply(OPERATIONS[int(which * len(OPERATIONS))], image, 1 if sign < 0.5 else -1)
-        return image
-
-    def apply(self, name: str, image: Picture, sign: int) -> Picture:
-        """One operation at this magnitude; brightness and sharpness have no sign: they never darken or blur."""
-        strength = self.magnitude / _MAX_MAGNITUDE
-        if name in _WITHOUT_STRENGTH:
-            return _WITHOUT_STRENGTH[name](image)
-        if name in _WARPS:
-            warp, largest = _WARPS[name]
-            return warp(image, sign * largest * strength)
-        factor = strength * 1.8 + 0.1
-        return brightness(image, factor) if name == "Brightness" else sharpness(image, factor, self.sharpness)
-
-
-_WITHOUT_STRENGTH: dict[str, Callable[[Picture], Picture]] = {"Identity": identity, "AutoContrast": auto_contrast, "Equalize": equalize}
-_WARPS: dict[str, tuple[Callable[[Picture, float], Picture], float]] = {  # with what they take at the largest magnitude
-    "ShearX": (shear_x, 0.3),
-    "ShearY": (shear_y, 0.3),
-    "TranslateX": (translate_x, 10),  # pixels, whatever the size
-    "TranslateY": (translate_y, 10),
-    "Rotate": (rotate, 30),  # degrees
+# What each operation is; warps by the share of their largest strength, with its sign.
+_TABLES: dict[str, Callable[[Histogram], Table]] = {"AutoContrast": auto_contrast_table, "Equalize": equalize_table}
+_MATRICES: dict[str, Callable[[float, int, int], Matrix]] = {
+    "ShearX": lambda share, *_: np.array([[1, 0.3 * share, 0], [0, 1, 0]]),
+    "ShearY": lambda share, *_: np.array([[1, 0, 0], [0.3 * share, 1, 0]]),
+    "TranslateX": lambda share, *_: np.array([[1, 0, -10 * share], [0, 1, 0]]),  # pixels, whatever the size
+    "TranslateY": lambda share, *_: np.array([[1, 0, 0], [0, 1, -10 * share]]),
+    "Rotate": lambda share, height, width: cv2.getRotationMatrix2D((width / 2, height / 2), 30 * share, 1),  # degrees
 }
-OPERATIONS = (*_WITHOUT_STRENGTH, "Brightness", "Sharpness", *_WARPS)
+_KIND = {"Identity": "none", "Brightness": "table", "Sharpness": "sharpness", **dict.fromkeys(_TABLES, "table"), **dict.fromkeys(_MATRICES, "warp")}
 
 
-def _by_channel(image: Picture, table_of: Callable[[Picture], Picture | None]) -> Picture:
-    tables = [table_of(image[:, :, channel]) for channel in range(3)]
-    whole = np.stack([_LEVELS.astype(np.uint8) if table is None else table for table in tables], axis=-1)
-    return _looked_up(image, whole[None])
+def _looked_up(image: Picture, tables: list[Callable[[Histogram], Table]]) -> Picture:
+    """Tables one after the other, as one: each is made from the histogram that the ones before it would have left."""
+    counts = np.stack([cv2.calcHist([image], [channel], None, [256], [0, 256])[:, 0] for channel in range(3)]).astype(np.int64)
+    whole = _UNCHANGED
+    for table in tables:
+        whole = np.take_along_axis(table(_through(whole, counts)), whole.astype(np.int64), axis=1)
+    changed: Picture = cv2.LUT(image, np.ascontiguousarray(whole.T)[None])
+    return changed
 
 
-def _stretched(channel: Picture) -> Picture | None:
-    low, high = float(channel.min()), float(channel.max())
+def _through(table: Table, counts: Histogram) -> Histogram:
+    if table is _UNCHANGED:
+        return counts
+    return np.stack([np.bincount(values, weights=count, minlength=256) for values, count in zip(table, counts, strict=True)]).astype(np.int64)
+
+
+def _stretched(histogram: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    present = np.flatnonzero(histogram)
+    low, high = float(present[0]), float(present[-1])
     if high <= low:
-        return None
+        return _SAME
     scale = 255 / (high - low)
-    table: Picture = np.clip(_LEVELS * scale - low * scale, 0, 255).astype(np.uint8)
+    table: npt.NDArray[np.uint8] = np.clip(_LEVELS * scale - low * scale, 0, 255).astype(np.uint8)
     return table
 
 
-def _equalized(channel: Picture) -> Picture | None:
-    histogram = np.bincount(channel.ravel(), minlength=256)
+def _equalized(histogram: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     step = int(histogram[histogram > 0][:-1].sum()) // 255
     if step == 0:
-        return None
+        return _SAME
     below = np.concatenate([[step // 2], histogram[:-1]])
-    table: Picture = np.clip(np.cumsum(below) // step, 0, 255).astype(np.uint8)
+    table: npt.NDArray[np.uint8] = np.clip(np.cumsum(below) // step, 0, 255).astype(np.uint8)
     return table
-
-
-def _looked_up(image: Picture, table: Picture) -> Picture:
-    looked_up: Picture = cv2.LUT(image, table)
-    return looked_up
-
-
-def _warped(image: Picture, matrix: list[list[float]] | npt.NDArray[np.float64]) -> Picture:
-    height, width = image.shape[:2]
-    warped: Picture = cv2.warpAffine(image, np.asarray(matrix, dtype=np.float32), (width, height), flags=cv2.INTER_LINEAR, borderValue=FILL)
-    return warped

@@ -47,4 +47,5 @@ class Batch:
             return self.images.to(dtype)
         mean = torch.tensor(MEAN, device=self.images.device).view(3, 1, 1)
         std = torch.tensor(STD, device=self.images.device).view(3, 1, 1)
-        return ((self.images.float() / 255 - mean) / std).to(dtype)
+        images = self.images.to(torch.float32, memory_format=torch.contiguous_format)  # out of [B, R, R, 3], in the same pass
+        return ((images / 255 - mean) / std).to(dtype)

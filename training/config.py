@@ -58,6 +58,10 @@ class TrainingConfig(Section):
     crop_scale: tuple[float, float] = Field(default=(0.2, 1.0), description="area range of the random crop, as shares of the picture")
     flip: bool = Field(default=True, description="flip half of the pictures left to right; off where captions speak of left and right")
     randaugment: bool = Field(default=True, description="ALBEF's ten operations, two a picture, strength 7 of 10")
+    sharpness: Literal["clipped", "original"] = Field(default="clipped", description="of RandAugment: clip to 0..255, or wrap around as the original code")
+    transform: Literal["fast", "parity"] = Field(
+        default="fast", description="parity: crops and operations equal torchvision's and the original's pixel for pixel"
+    )
 
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="compute type; parameters stay fp32 (DeepSpeed torch_autocast)")
     zero_stage: Literal[1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")

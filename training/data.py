@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from pipeline.core.errors import ConfigError
 from shards.dataset import DamagedSample, Dataset
-from shards.item_maker import Item
+from shards.item_maker import MadeItems
 from shards.loader import ShardLoader
 from shards.text_rules import pre_caption
 from shards.transforms import PretrainTransform
@@ -33,8 +33,8 @@ class Collate:
     mlm_probability: float
     group_size: int
 
-    def __call__(self, items: Sequence[Item]) -> Batch:
-        """B items -> tensors on the CPU; pictures stay uint8 [B, 3, R, R]."""
+    def __call__(self, items: MadeItems) -> Batch:
+        """B items -> tensors on the CPU; pictures stay uint8, [B, 3, R, R] as a view of [B, R, R, 3]."""
         keys = np.array([item.key for item in items], dtype=np.uint64)
         input_ids, attention_mask = self.tokenizer.encode([item.caption for item in items], self.max_tokens)
         tokens = self.tokenizer
@@ -49,7 +49,7 @@ class Collate:
         )
         gumbel_i2t, gumbel_t2i = gumbel_noise(keys, self.group_size)
         return Batch(
-            images=torch.from_numpy(np.stack([item.image for item in items])).permute(0, 3, 1, 2).contiguous(),
+            images=torch.from_numpy(items.images).permute(0, 3, 1, 2),
             input_ids=input_ids,
             attention_mask=attention_mask,
             masked_ids=torch.from_numpy(masked_ids),
@@ -93,7 +93,14 @@ def build_loader(
     """
     loader: ShardLoader[Batch] = ShardLoader(
         dataset,
-        transform=PretrainTransform(config.model.image_size, scale=config.crop_scale, flip=config.flip, randaugment=config.randaugment),
+        transform=PretrainTransform(
+            config.model.image_size,
+            scale=config.crop_scale,
+            flip=config.flip,
+            randaugment=config.randaugment,
+            sharpness=config.sharpness,
+            mode=config.transform,
+        ),
         collate=Collate(tokenizer, config.max_tokens, config.mlm_probability, config.group_size),
         global_batch_size=config.global_batch_size,
         micro_batch_size=micro_batch_size,

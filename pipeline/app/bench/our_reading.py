@@ -3,21 +3,20 @@
 import mmap
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.app.bench.albef_reading import BATCH
 from pipeline.core.errors import AlbefError
 from shards.dataset import Dataset
 from shards.decode import decode_image
-from shards.item_maker import Item
+from shards.item_maker import MadeItems
 from shards.loader import Position, ShardLoader
 from shards.transforms import MEAN, STD, PretrainTransform, Transform
 
@@ -34,19 +33,19 @@ def cropping() -> Transform:
     return PretrainTransform(RESOLUTION, randaugment=False)
 
 
-def uint8_batch(items: Sequence[Item]) -> torch.Tensor:
+def uint8_batch(items: MadeItems) -> torch.Tensor:
     """uint8 [B, 3, R, R], as training's batches hold them."""
-    return torch.from_numpy(np.stack([item.image for item in items])).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(items.images).permute(0, 3, 1, 2)
 
 
-def float_batch(items: Sequence[Item]) -> torch.Tensor:
+def float_batch(items: MadeItems) -> torch.Tensor:
     """float32 [B, 3, R, R], normalised on the CPU as the peer's."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return uint8_batch(items).float().div_(255).sub_(mean).div_(std)
 
 
 def loader_of(
-    dataset: Dataset, transform: Transform, collate: Callable[[list[Item]], Any] = uint8_batch, num_workers: int = 0, rank: int = 0, world_size: int = 1
+    dataset: Dataset, transform: Transform, collate: Callable[[MadeItems], Any] = uint8_batch, num_workers: int = 0, rank: int = 0, world_size: int = 1
 ) -> ShardLoader[Any]:
     return ShardLoader(
         dataset,

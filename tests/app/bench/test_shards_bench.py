@@ -53,7 +53,7 @@ def test_a_repeated_dataset_has_the_samples_asked_for_in_links(photos: PhotoShar
 def test_the_peers_operations_are_albefs(photos: PhotoShards, name: str) -> None:
     picture = np.array(Image.open(io.BytesIO(Dataset.open(str(photos.folder)).read(0).image)).resize((256, 256)))
     for sign in (-1, 1):
-        theirs, ours = albef_reading.OPERATIONS[name](picture, sign), RandAugment().apply(name, picture, sign)
+        theirs, ours = albef_reading.OPERATIONS[name](picture, sign), RandAugment().apply(picture, [(name, sign)])
         assert (np.abs(theirs.astype(int) - ours) > 4).mean() < 1e-3
     assert set(albef_reading.OPERATIONS) == set(OPERATIONS)
 
