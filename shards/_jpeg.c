@@ -13,6 +13,7 @@ Every pixel equals the one of the whole picture's decode. Errors and warnings al
 
 #define CHANNELS 3
 #define MARGIN 2      /* pixels decoded beside the crop: smooth chroma upsampling looks at one neighbour, two pixels wide */
+#define EXIF_BYTES 6  /* of an EXIF segment's name */
 #define MAX_SCANS 200 /* a progressive file has about ten; thousands of empty ones would take minutes */
 
 typedef struct {
@@ -47,23 +48,30 @@ static void refuse_scan_bomb(j_common_ptr info) {
     }
 }
 
-static void begin(j_decompress_ptr info, Errors *errors, const unsigned char *data, size_t size) {
+static void handle_errors(j_decompress_ptr info, Errors *errors) {
     info->err = jpeg_std_error(&errors->base);
     errors->base.error_exit = escape;
     errors->base.emit_message = escape_from_warning;
-    errors->message[0] = '\0';
-    (void)data, (void)size;
 }
 
-static int read_header(const unsigned char *data, size_t size, struct jpeg_decompress_struct *info, Errors *errors) {
-    begin(info, errors, data, size);
+static int has_exif(j_decompress_ptr info) {
+    for (jpeg_saved_marker_ptr marker = info->marker_list; marker; marker = marker->next)
+        if (marker->data_length == EXIF_BYTES && !memcmp(marker->data, "Exif\0\0", EXIF_BYTES)) return 1;
+    return 0;
+}
+
+/* 0, or -1 with errors->message. The sizes and colours stay in `info`. */
+static int read_header(const unsigned char *data, size_t size, j_decompress_ptr info, Errors *errors, int *exif) {
+    handle_errors(info, errors);
     if (setjmp(errors->escape)) {
         jpeg_destroy_decompress(info);
         return -1;
     }
     jpeg_create_decompress(info);
     jpeg_mem_src(info, data, (unsigned long)size);
+    jpeg_save_markers(info, JPEG_APP0 + 1, EXIF_BYTES);
     jpeg_read_header(info, TRUE);
+    *exif = has_exif(info);
     jpeg_destroy_decompress(info);
     return 0;
 }
@@ -89,7 +97,7 @@ static void decode_rows(j_decompress_ptr info, const Crop *crop) {
 static int decode_crop(const Crop *crop, Errors *errors) {
     struct jpeg_decompress_struct info;
     struct jpeg_progress_mgr progress = {.progress_monitor = refuse_scan_bomb};
-    begin(&info, errors, crop->data, crop->size);
+    handle_errors(&info, errors);
     if (setjmp(errors->escape)) {
         jpeg_destroy_decompress(&info);
         return -1;
@@ -117,11 +125,11 @@ static PyObject *header(PyObject *Py_UNUSED(module), PyObject *arg) {
     struct jpeg_decompress_struct info;
     Errors errors;
     if (PyObject_GetBuffer(arg, &data, PyBUF_SIMPLE) < 0) return NULL;
-    int status = read_header(data.buf, (size_t)data.len, &info, &errors);
+    int exif = 0, status = read_header(data.buf, (size_t)data.len, &info, &errors, &exif);
     PyBuffer_Release(&data);
     if (status < 0) return PyErr_Format(PyExc_ValueError, "%s", errors.message);
     int plain = info.jpeg_color_space == JCS_YCbCr || info.jpeg_color_space == JCS_GRAYSCALE || info.jpeg_color_space == JCS_RGB;
-    return Py_BuildValue("IIN", info.image_height, info.image_width, PyBool_FromLong(plain && info.data_precision == 8));
+    return Py_BuildValue("IINN", info.image_height, info.image_width, PyBool_FromLong(plain && info.data_precision == 8), PyBool_FromLong(exif));
 }
 
 static PyObject *decode(PyObject *Py_UNUSED(module), PyObject *args) {
@@ -151,7 +159,7 @@ static PyObject *decode(PyObject *Py_UNUSED(module), PyObject *args) {
 }
 
 static PyMethodDef methods[] = {
-    {"header", header, METH_O, "header(data) -> (height, width, whether decode() knows its colours)"},
+    {"header", header, METH_O, "header(data) -> (height, width, whether decode() knows its colours, whether there is EXIF)"},
     {"decode", decode, METH_VARARGS, "decode(data, out, top, left, reduce): fill `out`, uint8 [height, width, 3], from the picture reduced to 1/reduce"},
     {NULL, NULL, 0, NULL},
 };

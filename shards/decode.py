@@ -50,12 +50,12 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Source:
     """
     if data[:2] == b"\xff\xd8":
         try:
-            height, width, plain = _jpeg_header(data)
+            height, width, plain, exif = _jpeg_header(data)
         except ValueError:
             plain = False  # Pillow has the word on what is damaged
         if plain:
             _refuse_large(width, height, max_pixels)
-            if _is_upright(data):
+            if not exif or _is_upright(data):
                 return _PlainJpeg(data, height, width)
     return _Decoded(_by_pillow(data, max_pixels))
 
@@ -114,18 +114,17 @@ def _cut(picture: Picture, box: tuple[int, int, int, int]) -> Picture:
     return picture[top : top + height, left : left + width]
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int, bool]:
-    """Height, width, and whether the colours are ones that all libraries decode alike; ValueError for a damaged header."""
+def _jpeg_header(data: bytes) -> tuple[int, int, bool, bool]:
+    """Height, width, whether the colours are ones that all libraries decode alike, and whether there is EXIF; ValueError for a damaged header."""
     if native.jpeg is not None:
-        found: tuple[int, int, bool] = native.jpeg.header(data)
+        found: tuple[int, int, bool, bool] = native.jpeg.header(data)
         return found
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    return height, width, colorspace in ("YCbCr", "Gray", "RGB")
+    return height, width, colorspace in ("YCbCr", "Gray", "RGB"), data.find(b"Exif\0\0", 0, 65536) >= 0
 
 
 def _is_upright(data: bytes) -> bool:
-    if data.find(b"Exif\0\0", 0, 65536) < 0:
-        return True
+    """Whether the EXIF asks for no turning."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return int(image.getexif().get(_ORIENTATION, 1)) == 1

@@ -26,7 +26,6 @@ DRAWS_PER_OPERATION = 3  # which one, whether at all, which sign
 _MAX_MAGNITUDE = 10
 _LEVELS = np.arange(256)
 _SAME: npt.NDArray[np.uint8] = _LEVELS.astype(np.uint8)
-_UNCHANGED: Table = np.tile(_SAME, (3, 1))
 _BLUR = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13  # Pillow's SMOOTH, which sharpness moves away from
 
 
@@ -130,16 +129,15 @@ _KIND = {"Identity": "none", "Brightness": "table", "Sharpness": "sharpness", **
 def _looked_up(image: Picture, tables: list[Callable[[Histogram], Table]]) -> Picture:
     """Tables one after the other, as one: each is made from the histogram that the ones before it would have left."""
     counts = np.stack([cv2.calcHist([image], [channel], None, [256], [0, 256])[:, 0] for channel in range(3)]).astype(np.int64)
-    whole = _UNCHANGED
-    for table in tables:
+    whole = tables[0](counts)
+    for table in tables[1:]:
         whole = np.take_along_axis(table(_through(whole, counts)), whole.astype(np.int64), axis=1)
     changed: Picture = cv2.LUT(image, np.ascontiguousarray(whole.T)[None])
     return changed
 
 
 def _through(table: Table, counts: Histogram) -> Histogram:
-    if table is _UNCHANGED:
-        return counts
+    """The histogram after the table."""
     return np.stack([np.bincount(values, weights=count, minlength=256) for values, count in zip(table, counts, strict=True)]).astype(np.int64)
 
 
