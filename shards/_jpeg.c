@@ -14,7 +14,6 @@ Every pixel equals the one of the whole picture's decode. Errors and warnings al
 #define CHANNELS 3
 #define MARGIN 2      /* pixels decoded beside the crop: smooth chroma upsampling looks at one neighbour, two pixels wide */
 #define EXIF_BYTES 6  /* of an EXIF segment's name */
-#define MAX_SCANS 200 /* a progressive file has about ten; thousands of empty ones would take minutes */
 
 typedef struct {
     struct jpeg_error_mgr base; /* first: libjpeg hands it back to us as a jpeg_error_mgr */
@@ -38,14 +37,6 @@ static void escape(j_common_ptr info) {
 
 static void escape_from_warning(j_common_ptr info, int level) {
     if (level < 0) escape(info);
-}
-
-static void refuse_scan_bomb(j_common_ptr info) {
-    Errors *errors = (Errors *)info->err;
-    if (((j_decompress_ptr)info)->input_scan_number > MAX_SCANS) {
-        snprintf(errors->message, sizeof errors->message, "more than %d scans", MAX_SCANS);
-        longjmp(errors->escape, 1);
-    }
 }
 
 static void handle_errors(j_decompress_ptr info, Errors *errors) {
@@ -96,14 +87,12 @@ static void decode_rows(j_decompress_ptr info, const Crop *crop) {
 /* Runs without the interpreter lock. 0, or -1 with errors->message. */
 static int decode_crop(const Crop *crop, Errors *errors) {
     struct jpeg_decompress_struct info;
-    struct jpeg_progress_mgr progress = {.progress_monitor = refuse_scan_bomb};
     handle_errors(&info, errors);
     if (setjmp(errors->escape)) {
         jpeg_destroy_decompress(&info);
         return -1;
     }
     jpeg_create_decompress(&info);
-    info.progress = &progress;
     jpeg_mem_src(&info, crop->data, (unsigned long)crop->size);
     jpeg_read_header(&info, TRUE);
     info.out_color_space = JCS_RGB;

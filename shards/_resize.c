@@ -141,10 +141,11 @@ AVX2 static void avx2_columns(const int32_t *weight, int count, const uint8_t *i
 }
 #endif
 
-static void resize_rows(const Filter *filter, const uint8_t *in, int height, int width, uint8_t *out, int to, uint8_t *padded) {
+static void resize_rows(const Filter *filter, const uint8_t *in, int height, int width, uint8_t *out, int to, uint8_t *padded,
+                        int vectors) {
     size_t from_bytes = (size_t)width * CHANNELS, to_bytes = (size_t)to * CHANNELS;
 #ifdef HAS_AVX2
-    if (__builtin_cpu_supports("avx2")) {
+    if (vectors) {
         memcpy(padded, in + (height - 1) * from_bytes, from_bytes); /* the last row has nothing behind it: it is read from a copy that has */
         for (int y = 0; y < height; y += 2) {
             int below = y + 1 < height ? y + 1 : y;
@@ -154,21 +155,22 @@ static void resize_rows(const Filter *filter, const uint8_t *in, int height, int
         return;
     }
 #endif
-    (void)padded;
+    (void)padded, (void)vectors;
     for (int y = 0; y < height; y++) plain_row(filter, to, in + y * from_bytes, out + y * to_bytes);
 }
 
-static void resize_columns(const Filter *filter, const uint8_t *in, size_t row_bytes, uint8_t *out, int to) {
+static void resize_columns(const Filter *filter, const uint8_t *in, size_t row_bytes, uint8_t *out, int to, int vectors) {
     void (*columns)(const int32_t *, int, const uint8_t *, size_t, uint8_t *) = plain_columns;
 #ifdef HAS_AVX2
-    if (__builtin_cpu_supports("avx2")) columns = avx2_columns;
+    if (vectors) columns = avx2_columns;
 #endif
+    (void)vectors;
     for (int y = 0; y < to; y++)
         columns(filter->weight + (size_t)y * filter->taps, filter->count[y], in + filter->first[y] * row_bytes, row_bytes, out + y * row_bytes);
 }
 
 /* Runs without the interpreter lock. 0, or -1 without memory. */
-static int resize(const uint8_t *in, int height, int width, uint8_t *out, int to_height, int to_width, int mirrored) {
+static int resize(const uint8_t *in, int height, int width, uint8_t *out, int to_height, int to_width, int mirrored, int vectors) {
     Filter rows = {0}, columns = {0};
     int columns_first = height > to_height && height - to_height > 2 * (width - to_width); /* Pillow's rule since 13 */
     int middle_height = columns_first ? to_height : height, middle_width = columns_first ? width : to_width;
@@ -176,11 +178,11 @@ static int resize(const uint8_t *in, int height, int width, uint8_t *out, int to
     int status = -1;
     if (middle && padded && !make_filter(&rows, width, to_width, mirrored) && !make_filter(&columns, height, to_height, 0)) {
         if (columns_first) {
-            resize_columns(&columns, in, (size_t)width * CHANNELS, middle, to_height);
-            resize_rows(&rows, middle, to_height, width, out, to_width, padded);
+            resize_columns(&columns, in, (size_t)width * CHANNELS, middle, to_height, vectors);
+            resize_rows(&rows, middle, to_height, width, out, to_width, padded, vectors);
         } else {
-            resize_rows(&rows, in, height, width, middle, to_width, padded);
-            resize_columns(&columns, middle, (size_t)to_width * CHANNELS, out, to_height);
+            resize_rows(&rows, in, height, width, middle, to_width, padded, vectors);
+            resize_columns(&columns, middle, (size_t)to_width * CHANNELS, out, to_height, vectors);
         }
         status = 0;
     }
@@ -199,8 +201,11 @@ static int is_picture(const Py_buffer *view) {
 static PyObject *bicubic_resize(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *source, *target;
     Py_buffer in, out;
-    int mirrored, status = -1;
-    if (!PyArg_ParseTuple(args, "OOp", &source, &target, &mirrored)) return NULL;
+    int mirrored, vectors = 1, status = -1;
+    if (!PyArg_ParseTuple(args, "OOp|p", &source, &target, &mirrored, &vectors)) return NULL;
+#ifdef HAS_AVX2
+    vectors = vectors && __builtin_cpu_supports("avx2");
+#endif
     if (PyObject_GetBuffer(source, &in, PyBUF_ND | PyBUF_C_CONTIGUOUS) < 0) return NULL;
     if (PyObject_GetBuffer(target, &out, PyBUF_ND | PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0) {
         PyBuffer_Release(&in);
@@ -208,7 +213,7 @@ static PyObject *bicubic_resize(PyObject *Py_UNUSED(module), PyObject *args) {
     }
     int pictures = is_picture(&in) && is_picture(&out);
     if (pictures) {
-        Py_BEGIN_ALLOW_THREADS status = resize(in.buf, (int)in.shape[0], (int)in.shape[1], out.buf, (int)out.shape[0], (int)out.shape[1], mirrored);
+        Py_BEGIN_ALLOW_THREADS status = resize(in.buf, (int)in.shape[0], (int)in.shape[1], out.buf, (int)out.shape[0], (int)out.shape[1], mirrored, vectors);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&in);
@@ -219,7 +224,7 @@ static PyObject *bicubic_resize(PyObject *Py_UNUSED(module), PyObject *args) {
 }
 
 static PyMethodDef methods[] = {
-    {"bicubic", bicubic_resize, METH_VARARGS, "bicubic(picture, out, mirrored): fill `out`, uint8 [height, width, 3], from a picture of any size"},
+    {"bicubic", bicubic_resize, METH_VARARGS, "bicubic(picture, out, mirrored, vectors=True): fill `out`, uint8 [height, width, 3], from a picture of any size"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -45,7 +45,11 @@ class Batch:
         """Normalised pictures; done here so that bytes travel to the device, not floats."""
         if self.images.dtype != torch.uint8:
             return self.images.to(dtype)
-        mean = torch.tensor(MEAN, device=self.images.device).view(3, 1, 1)
-        std = torch.tensor(STD, device=self.images.device).view(3, 1, 1)
-        images = self.images.to(torch.float32, memory_format=torch.contiguous_format)  # out of [B, R, R, 3], in the same pass
-        return ((images / 255 - mean) / std).to(dtype)
+        return normalised(self.images).to(dtype)
+
+
+def normalised(images: UInt8[Tensor, "b 3 r r"]) -> Float[Tensor, "b 3 r r"]:
+    """float32, contiguous, by CLIP's mean and standard deviation."""
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    return (images.to(torch.float32, memory_format=torch.contiguous_format) / 255 - mean) / std  # a view of [B, R, R, 3] is put in order in the same pass

@@ -1,16 +1,29 @@
-"""Decoding: what Pillow decodes, to the same pixels; anything damaged is an error."""
+"""Decoding: what Pillow decodes, to the same pixels, whole or only a crop; anything damaged is an error."""
 
 import io
+import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.core.errors import DataError
-from shards.decode import decode_image
+from shards import native
+from shards.decode import decode_image, open_picture
 
 from .conftest import picture
+
+needs_jpeg = pytest.mark.skipif(
+    native.jpeg is None and os.environ.get("CI") != "true", reason="shards._jpeg is not compiled: install libjpeg62-turbo-dev, then `pip install -e .`"
+)
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
@@ -67,3 +80,92 @@ def test_a_decompression_bomb_and_a_foreign_format_are_refused() -> None:
 def test_stray_bytes_before_a_marker_are_harmless() -> None:
     data = encoded(Image.fromarray(picture(5, 20, 30)), "JPEG")
     assert (decode_image(data[:-2] + b"\x00\x00stray" + data[-2:]) == decode_image(data)).all()
+
+
+@st.composite
+def jpegs(draw: st.DrawFn) -> bytes:
+    """JPEGs of all subsamplings; those that Pillow writes also progressive, with restart markers or optimised tables."""
+    height, width = draw(st.integers(1, 90)), draw(st.integers(1, 90))
+    noise = np.random.default_rng(draw(st.integers(0, 9))).integers(0, 60, (height, width, 3), dtype=np.uint8)
+    image, quality = picture(draw(st.integers(0, 9)), height + 4, width + 4)[:height, :width] // 2 + noise, draw(st.sampled_from([30, 75, 95]))
+    if draw(st.booleans()):
+        subsampling = draw(st.sampled_from(["444", "422", "420", "440", "411", "Gray"]))
+        pixels, space = (image[..., :1].copy(), "GRAY") if subsampling == "Gray" else (image, "RGB")
+        return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace=space, colorsubsampling=subsampling))
+    options = {"progressive": draw(st.booleans()), "optimize": draw(st.booleans()), "restart_marker_blocks": draw(st.sampled_from([0, 1, 3]))}
+    mode = draw(st.sampled_from(["RGB", "L"]))
+    return encoded(Image.fromarray(image).convert(mode), "JPEG", quality=quality, subsampling=draw(st.integers(0, 2)), **options)
+
+
+@st.composite
+def places(draw: st.DrawFn, size: int, step: int) -> tuple[int, int]:
+    """Start and length along one side, in multiples of `step` or up to the end."""
+    start = draw(st.integers(0, (size - 1) // step)) * step
+    return start, min(draw(st.integers(1, -(-(size - start) // step))) * step, size - start)
+
+
+@needs_jpeg
+@settings(max_examples=600, deadline=None)
+@given(data=jpegs(), reduce=st.sampled_from([1, 1, 2, 4, 8]), draws=st.data())
+def test_a_crop_equals_the_crop_of_the_whole_picture_in_every_pixel(data: bytes, reduce: int, draws: st.DataObject) -> None:
+    source = open_picture(data)
+    assume(reduce == 1 or max(source.height, source.width) >= 16)  # simplejpeg is asked by size, and cannot tell 1/4 of a smaller one from 1/8
+    top, height = draws.draw(places(source.height, reduce))
+    left, width = draws.draw(places(source.width, reduce))
+    whole = simplejpeg.decode_jpeg(data, "RGB", min_height=-(-source.height // reduce), min_width=-(-source.width // reduce))
+    expected = whole[top // reduce : -(-(top + height) // reduce), left // reduce : -(-(left + width) // reduce)]
+    crop = source.crop(top, left, height, width, reduce)
+    assert crop.shape == expected.shape
+    assert (crop == expected).all()
+    if reduce == 1:
+        assert (whole == np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("reduce", [1, 2, 4, 8])
+def test_without_the_compiled_decoder_the_pixels_are_the_same(reduce: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    crops = []
+    for data in (encoded(Image.fromarray(picture(seed, 97, 131)), "JPEG", quality=80, progressive=seed % 2 == 1) for seed in range(4)):
+        crops.append(open_picture(data).crop(16, 24, 40, 64, reduce))
+        monkeypatch.setattr(native, "jpeg", None)
+        assert (open_picture(data).crop(16, 24, 40, 64, reduce) == crops[-1]).all()
+        monkeypatch.undo()
+    assert any((crop != crops[0]).any() for crop in crops)
+
+
+def test_what_is_not_compiled_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    native.tell_what_is_missing.cache_clear()
+    monkeypatch.setattr(native, "jpeg", None)
+    with caplog.at_level(logging.WARNING):
+        native.tell_what_is_missing()
+        native.tell_what_is_missing()
+    native.tell_what_is_missing.cache_clear()
+    assert [("libjpeg62-turbo-dev" in record.message, "decoding only the crop" in record.message) for record in caplog.records] == [(True, True)]
+
+
+def test_exif_that_asks_for_no_turning_costs_nothing_and_one_that_does_is_heard() -> None:
+    image, exif = Image.fromarray(picture(5, 20, 30)), Image.Exif()
+    exif[0x010F] = "a camera"
+    plain = decode_image(encoded(image, "JPEG"))
+    assert (decode_image(encoded(image, "JPEG", exif=exif)) == plain).all()
+    exif[0x0112] = 8
+    assert (decode_image(encoded(image, "JPEG", exif=exif)) == np.rot90(plain)).all()
+
+
+def test_a_cut_file_is_damaged_even_where_the_crop_lies_before_the_cut() -> None:
+    data = encoded(Image.fromarray(picture(5, 200, 300)), "JPEG")
+    with pytest.raises(DataError, match="damaged"):
+        open_picture(data[: len(data) * 9 // 10]).crop(0, 0, 20, 20)
+
+
+@needs_jpeg
+def test_2000_damaged_jpegs_are_pictures_or_errors_and_nothing_leaks() -> None:
+    """In a process of its own, so that a crash would be seen; the process prints what it met."""
+    script = Path(__file__).with_name("damaged_jpegs.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run([sys.executable, script, "2000"], capture_output=True, text=True, timeout=250, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    met = dict(line.split() for line in done.stdout.splitlines())
+    assert int(met["pictures"]) + int(met["errors"]) == 2000
+    assert int(met["errors"]) > 300
+    assert int(met["pictures"]) > 100
+    assert int(met["leaked_kB"]) < 10_000
