@@ -21,8 +21,8 @@ def index(folder: Folder, index_root: IndexRoot = None) -> None:
     with _progress("indexing", len(tar_names(folder)), "shards") as done:
         manifest = index_folder(folder, index_root, on_shard=done)
     typer.echo(f"manifest {manifest.number}: {len(manifest.shards)} shards, {manifest.num_samples} samples, {manifest.num_captions} captions")
-    if skipped := manifest.outcomes.get("without_image"):
-        typer.echo(f"left out: {skipped} groups without a picture")
+    if left_out := {reason: count for reason, count in manifest.outcomes.items() if reason != "success" and count}:
+        typer.echo("left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items())))
 
 
 @app.command()

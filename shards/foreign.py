@@ -1,12 +1,16 @@
 """Turn a folder of tars that somebody else wrote into a dataset: an index beside each, and a manifest."""
 
 import hashlib
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from pipeline.core import storage
 from pipeline.core.errors import DataError
 from shards import index, layout
 from shards.manifest import Manifest, ShardEntry, newest_number, publish, read_manifest
+
+log = logging.getLogger(__name__)
 
 _PIECE_BYTES = 16 * 2**20
 
@@ -30,16 +34,19 @@ def index_folder(folder: str, index_root: str | None = None, on_shard: Callable[
     """
     root = index_root or folder
     newest = read_manifest(root) if newest_number(root) is not None else None
-    sources = {shard.name: shard.source for shard in newest.shards} if newest else {}
-    entries, without_image = [], 0
+    known = {shard.name: shard for shard in newest.shards} if newest else {}
+    entries, left_out = [], Counter[str]()
     for name in tar_names(folder):
         path = layout.tar_path(folder, name)
-        one = index.build_index(path)
-        index.write_index(layout.index_path(root, name), one)
-        without_image += one.without_image
-        entries.append(ShardEntry(name, len(one), int(one.captions.sum()), one.tar_bytes, sha256_of(path), sources.get(name, folder)))
+        found = index.scan(path)
+        if newest and name in known and known[name].sha256 != found.sha256:
+            log.warning("%s: not the bytes manifest %d has; indexed as it is now", path, newest.number)
+        index.write_index(layout.index_path(root, name), found.index)
+        left_out += found.left_out
+        source = known[name].source if name in known else folder
+        entries.append(ShardEntry(name, len(found.index), int(found.index.captions.sum()), found.index.tar_bytes, found.sha256, source))
         on_shard()
-    outcomes = {"success": sum(entry.samples for entry in entries), "without_image": without_image}
+    outcomes = {"success": sum(entry.samples for entry in entries), index.WITHOUT_IMAGE: left_out[index.WITHOUT_IMAGE], **left_out}
     return publish(root, entries, outcomes, newest.config if newest else {"indexed": folder})
 
 

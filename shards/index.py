@@ -5,11 +5,11 @@ File: magic, version, number of samples, number of groups without a picture, byt
 """
 
 import hashlib
-import mmap
+import logging
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -19,11 +19,18 @@ import numpy.typing as npt
 from pipeline.core import storage
 from pipeline.core.errors import DataError
 from shards import tar
+from shards.tar_stream import TarStream
+
+log = logging.getLogger(__name__)
+
+WITHOUT_IMAGE = "without_image"
+NAMED = 5  # samples left out that the log names, of each reason and shard; the counts are of all
 
 _HEADER = struct.Struct("<8sIQQQ")
 _MAGIC = b"ALBEFIDX"
 _VERSION = 1
 _DTYPES = ("<u8", "<u8", "<u8", "<u2", "<u4")
+_CRC_PIECE = 2**23
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,17 @@ def key_hash(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "little")
 
 
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a tar found; `left_out` counts the groups that are no samples by reason."""
+
+    index: ShardIndex
+    left_out: Counter[str]
+    sha256: str
+
+
 def crc32c(data: bytes | memoryview) -> int:
-    return int(google_crc32c.value(bytes(data)))
+    return int(google_crc32c.value(np.frombuffer(data, np.uint8)))  # it refuses a memoryview, and a copy costs as much as the sum
 
 
 def from_rows(rows: Sequence[Row], tar_bytes: int, without_image: int = 0) -> ShardIndex:
@@ -74,39 +90,60 @@ def from_rows(rows: Sequence[Row], tar_bytes: int, without_image: int = 0) -> Sh
     )
 
 
-def build_index(tar_path: str) -> ShardIndex:
-    """Index a tar in one pass over its bytes.
+def scan(tar_path: str) -> Scan:
+    """Index and hash a tar, local or remote, in one pass over its bytes and in bounded memory.
 
-    Groups without a picture are no samples; they are counted in `without_image`.
+    Groups that are no samples are counted by reason: without a picture, refused by `tar.groups`, or of a key that comes again in the tar (all of them:
+    none is known to be the right one). The first few of each reason are named in the log.
 
     Raises:
-        DataError: the tar is cut off, has a damaged header or holds a member twice.
+        DataError: the tar is missing, cut off, changes while it is read, or has a damaged header.
     """
-    if not storage.is_local(tar_path):
-        return index_of(memoryview(storage.read_bytes(tar_path)), tar_path)
-    if storage.size(tar_path) == 0:  # what cannot be mapped
-        return index_of(memoryview(b""), tar_path)
-    with Path(tar_path.removeprefix("file://")).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        data = memoryview(mapped)
-        try:
-            return index_of(data, tar_path)
-        finally:
-            data.release()
+    with TarStream(tar_path) as data:
+        index, left_out = _walked(data, tar_path)
+        return Scan(index, left_out, data.sha256())
 
 
-def index_of(data: memoryview, where: str) -> ShardIndex:
+def build_index(tar_path: str) -> ShardIndex:
+    """The index that `scan` finds."""
+    return scan(tar_path).index
+
+
+def index_of(data: tar.Readable, where: str) -> ShardIndex:
     """Index a tar that is in memory; `where` is its name in errors."""
-    rows, without_image = [], 0
+    return _walked(data, where)[0]
+
+
+def _walked(data: tar.Readable, where: str) -> tuple[ShardIndex, Counter[str]]:
+    rows: list[Row] = []
+    groups_of, left_out = Counter[str](), Counter[str]()
     for group in tar.groups(data, where):
-        if tar.image_member(group) is None:
-            without_image += 1
-            continue
-        captions = _count_captions(data, group, where)
-        rows.append(Row(group.key, group.start, group.end - group.start, captions, crc32c(data[group.start : group.end])))
-    return from_rows(rows, len(data), without_image)
+        groups_of[group.key] += 1
+        reason = group.refused or (WITHOUT_IMAGE if tar.image_member(group) is None else None)
+        if reason is None:
+            rows.append(Row(group.key, group.start, group.end - group.start, _count_captions(data, group, where), _crc32c_of(data, group)))
+        else:
+            _leave_out(left_out, reason, f"{where}: {group.key} at byte {group.start}")
+    for row in rows:
+        if groups_of[row.key] > 1:  # of interleaved members each part would be half a sample
+            _leave_out(left_out, tar.DUPLICATE_KEY, f"{where}: {row.key} at byte {row.offset}, one of {groups_of[row.key]} of this key")
+    return from_rows([row for row in rows if groups_of[row.key] == 1], len(data), left_out[WITHOUT_IMAGE]), left_out
 
 
-def _count_captions(data: memoryview, group: tar.Group, where: str) -> int:
+def _leave_out(left_out: Counter[str], reason: str, what: str) -> None:
+    left_out[reason] += 1
+    if reason != WITHOUT_IMAGE and left_out[reason] <= NAMED:
+        log.warning("left out (%s): %s", reason, what)
+
+
+def _crc32c_of(data: tar.Readable, group: tar.Group) -> int:
+    checksum = 0
+    for start in range(group.start, group.end, _CRC_PIECE):
+        checksum = google_crc32c.extend(checksum, np.frombuffer(data[start : min(start + _CRC_PIECE, group.end)], np.uint8))
+    return checksum
+
+
+def _count_captions(data: tar.Readable, group: tar.Group, where: str) -> int:
     try:
         metadata = tar.metadata_of(data, group, where)
     except DataError:  # one bad json does not cost the shard: the sample stays an item, and reading it quarantines it by name
@@ -145,4 +182,6 @@ def read_index(path: str) -> ShardIndex:
         arrays.append(np.frombuffer(data, dtype=dtype, count=count, offset=position))
         position += arrays[-1].nbytes
     hashes, offsets, lengths, captions, checksums = arrays
+    if not (lengths <= tar.MAX_SAMPLE_BYTES).all() or not (offsets <= tar_bytes - np.minimum(lengths, tar_bytes)).all():
+        raise DataError(f"{path}: points outside its tar or at more than a sample may have; make it anew with `albef shards index`")
     return ShardIndex(hashes, offsets, lengths, captions, checksums, tar_bytes, without_image)
