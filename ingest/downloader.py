@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from ingest import journal, lease, lifeline, published
+from ingest import journal, lease, published
 from ingest.config import IngestConfig
 from ingest.journal import Journal
 from ingest.lease import Lease, LeaseLost
@@ -23,7 +23,7 @@ from ingest.pair_table import COLUMNS
 from ingest.progress import ShardProgress
 from ingest.shard_fetch import Row, ShardFetch
 from ingest.spool import Spool
-from pipeline.core import storage
+from pipeline.core import lifeline, storage
 from pipeline.core.errors import DataError
 from shards import layout
 from shards.manifest import ShardEntry

@@ -12,10 +12,9 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ingest import lifeline
 from ingest.config import IngestConfig
 from ingest.spool import Spool
-from pipeline.core import storage
+from pipeline.core import lifeline, storage
 
 SHARD_FAILED = re.compile(r"ShardFailed: (\{.*\})")
 

@@ -226,6 +226,7 @@ def _of_tar(dataset: str, name: str) -> Iterator[dict[str, Any]]:
 def _remove_shard(dataset: str, name: str) -> None:
     """The tar last: while it is there the deletion is not complete."""
     storage.remove(layout.index_path(dataset, name))
+    storage.remove(layout.provenance_path(dataset, name))
     storage.remove(layout.tar_path(dataset, name))
 
 

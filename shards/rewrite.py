@@ -1,39 +1,68 @@
-"""Copy a shard without some of its samples, byte for byte, a few megabytes at a time."""
+"""Read shards in large pieces, sample by sample as the tar holds them, and copy one without some of its samples."""
 
-import hashlib
-import tarfile
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import storage
 from pipeline.core.errors import DataError
-from shards import index, layout, tar
+from shards import index, layout, provenance
 from shards.manifest import ShardEntry
+from shards.writer import new_shard
 
 PIECE_BYTES = 16 * 2**20
+GAP_BYTES = 2**18  # reading over less than this costs less than another request
+
+Bytes = npt.NDArray[np.uint64]
 
 
-def pieces(folder: str, name: str) -> Iterator[tuple[int, list[memoryview]]]:
+def stretches(offset: Bytes, length: Bytes) -> Iterator[slice]:
+    """Rows that are read at one go: neighbours, as many as fit `PIECE_BYTES`; a larger sample goes alone."""
+    start, end = offset.astype(np.int64), (offset + length).astype(np.int64)
+    row = 0
+    while row < len(start):
+        stop = max(row + 1, int(np.searchsorted(end, start[row] + PIECE_BYTES, "right")))
+        gaps = np.flatnonzero(start[row + 1 : stop] > end[row : stop - 1] + GAP_BYTES)
+        stop = row + 1 + int(gaps[0]) if len(gaps) else stop
+        yield slice(row, stop)
+        row = stop
+
+
+def read_samples(path: str, offset: Bytes, length: Bytes) -> Iterator[memoryview]:
+    """The bytes of those samples, whose offsets ascend, some megabytes at a time.
+
+    Raises DataError when the file ends before them.
+    """
+    for rows in stretches(offset, length):
+        start, end = int(offset[rows.start]), int(offset[rows.stop - 1] + length[rows.stop - 1])
+        data = memoryview(storage.read_range(path, start, end))
+        if len(data) != end - start:
+            raise DataError(f"{path}: ends at byte {start + len(data)}, its index says more; copy it again, or `albef shards index` to take it as it is")
+        for at, size in zip(offset[rows], length[rows], strict=True):
+            yield data[int(at) - start :][: int(size)]
+
+
+def damage(path: str, row: int, sample: memoryview, crc32c: int) -> str | None:
+    """What is wrong with a sample that was read, in one line, or None."""
+    if index.crc32c(sample) == crc32c:
+        return None
+    return f"{path} row {row}: checksum differs from the index; copy the shard again, or run `albef shards index` to take it as it is"
+
+
+def pieces(folder: str, name: str, index_root: str | None = None) -> Iterator[tuple[int, list[memoryview]]]:
     """The samples of a shard as the tar holds them, some at a time, with the row of the first; each held against its checksum.
 
     Raises:
         DataError: the index is missing, or a sample is damaged.
     """
-    path, shard = layout.tar_path(folder, name), index.read_index(layout.index_path(folder, name))
-    row = 0
-    while row < len(shard):
-        stop = row + max(1, int(np.searchsorted(shard.offset[row:] + shard.length[row:], int(shard.offset[row]) + PIECE_BYTES, "right")))
-        start, end = int(shard.offset[row]), int(shard.offset[stop - 1] + shard.length[stop - 1])
-        data = memoryview(storage.read_range(path, start, end))
-        samples = [data[int(offset) - start :][: int(length)] for offset, length in zip(shard.offset[row:stop], shard.length[row:stop], strict=True)]
-        for number, sample in enumerate(samples, start=row):
-            if index.crc32c(sample) != shard.crc32c[number]:
-                raise DataError(f"{path} row {number}: checksum differs from the index; copy the shard again, or run `albef shards index` to take it as it is")
-        yield row, samples
-        row = stop
+    path, shard = layout.tar_path(folder, name), index.read_index(layout.index_path(index_root or folder, name))
+    for rows in stretches(shard.offset, shard.length):
+        samples = list(read_samples(path, shard.offset[rows], shard.length[rows]))
+        for number, sample in enumerate(samples, start=rows.start):
+            if (damaged := damage(path, number, sample, int(shard.crc32c[number]))) is not None:
+                raise DataError(damaged)
+        yield rows.start, samples
 
 
 def copy_without(folder: str, entry: ShardEntry, keys: set[str], name: str) -> ShardEntry | None:
@@ -46,18 +75,10 @@ def copy_without(folder: str, entry: ShardEntry, keys: set[str], name: str) -> S
     kept: npt.NDArray[np.bool_] = ~np.isin(shard.key_hash, taken)
     if not kept.any():
         return None
-    digest, position = hashlib.sha256(), 0
-    with storage.atomic_write(layout.tar_path(folder, name)) as file:
+    with new_shard(folder, name) as copy:
         for first, samples in pieces(folder, entry.name):
             for row, sample in enumerate(samples, start=first):
                 if kept[row]:
-                    file.write(sample)
-                    digest.update(sample)
-                    position += len(sample)
-        end = bytes(2 * tar.BLOCK + -(position + 2 * tar.BLOCK) % tarfile.RECORDSIZE)
-        file.write(end)
-        digest.update(end)
-    columns = {column: getattr(shard, column)[kept] for column in ("key_hash", "length", "captions", "crc32c")}
-    offset = (np.cumsum(columns["length"]) - columns["length"]).astype(np.uint64)
-    index.write_index(layout.index_path(folder, name), replace(shard, **columns, offset=offset, tar_bytes=position + len(end), without_image=0))
-    return ShardEntry(name, int(kept.sum()), int(columns["captions"].sum()), position + len(end), digest.hexdigest(), entry.source)
+                    copy.add(sample, int(shard.key_hash[row]), int(shard.captions[row]), int(shard.crc32c[row]))
+    provenance.copy_rows(folder, entry.name, name, kept)
+    return copy.entry(entry.source)

@@ -1,0 +1,56 @@
+"""The same function for many shards at once, in processes: walking tars and S3's client both hold the interpreter's lock."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from pipeline.core import lifeline, stopping
+from pipeline.core.errors import Stopped
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MOST_BY_DEFAULT = 16
+LOOK_EVERY_S = 0.5
+
+
+def default_workers() -> int:
+    """As many processes as this one may use cores of, and at most 16: each holds some hundred megabytes."""
+    return min(MOST_BY_DEFAULT, len(os.sched_getaffinity(0)))
+
+
+def spread(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[tuple[T, R]]:
+    """`(item, function(item))` as they get ready, which is not their order; with one worker, in order and in this process.
+
+    Raises:
+        Stopped: a signal came, or a worker was killed; what was begun is finished first.
+        whatever `function` raised
+    """
+    if workers == 1 or len(items) < 2:
+        for item in items:
+            stopping.raise_if_stopping(None)
+            yield item, function(item)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy the S3 client's thread half
+    with ProcessPoolExecutor(min(workers, len(items)), context, _start, (os.getpid(),)) as pool:
+        waiting = {pool.submit(function, item): item for item in items}
+        try:
+            while waiting:
+                stopping.raise_if_stopping(None)
+                done, _ = wait(waiting, LOOK_EVERY_S, FIRST_COMPLETED)
+                for future in done:
+                    yield waiting.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise Stopped("a worker process was killed, perhaps for want of memory; run the same command again, with fewer --workers") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(parent_pid: int) -> None:
+    lifeline.die_with(parent_pid)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent decides; it tells by handing out no more work
+        signal.signal(number, signal.SIG_IGN)
