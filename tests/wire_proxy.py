@@ -1,12 +1,13 @@
-"""A TCP proxy on loopback that can die: faults are made on the wire, no client is patched."""
+"""Servers on loopback that stand before another one and can die: faults are made on the wire, no client is patched."""
 
 import asyncio
 import threading
 from types import TracebackType
+from typing import Self
 
 
-class WireProxy:
-    """Hands bytes to and fro between its own port and `target_port`; `die()` resets every connection and refuses new ones, `hang()` swallows them."""
+class LoopbackServer:
+    """Serves its own port on behalf of `target_port`; `die()` resets every connection and refuses new ones, `hang()` swallows them."""
 
     def __init__(self, target_port: int) -> None:
         self.target_port = target_port
@@ -18,7 +19,7 @@ class WireProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="wire proxy", daemon=True)
 
-    def __enter__(self) -> "WireProxy":
+    def __enter__(self) -> Self:
         self._thread.start()
         self._call(self._listen())
         return self
@@ -64,6 +65,10 @@ class WireProxy:
             talk.cancel()
         await asyncio.gather(*talks, return_exceptions=True)
 
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer on one connection until it ends."""
+        raise NotImplementedError
+
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.current_task()
@@ -73,16 +78,23 @@ class WireProxy:
             if self._hanging:
                 await reader.read()
                 return
-            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
-            try:
-                await asyncio.gather(_copy(reader, there_writer), _copy(there_reader, writer))
-            finally:
-                there_writer.transport.abort()
+            await self._serve(reader, writer)
         except (OSError, asyncio.CancelledError):
             pass
         finally:
             self._talks.discard(task)
             writer.transport.abort()  # a reset, as of a server that was killed
+
+
+class WireProxy(LoopbackServer):
+    """Hands bytes to and fro."""
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
+        try:
+            await asyncio.gather(_copy(reader, there_writer), _copy(there_reader, writer))
+        finally:
+            there_writer.transport.abort()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
