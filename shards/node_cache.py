@@ -16,7 +16,7 @@ import stat
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +29,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.05  # between looks at a lock that ano
 _LEDGER = struct.Struct("<Q")
 _UNKNOWN = 2**63
 
-Write = Callable[[bytes], None]
-Fetch = Callable[[Write, float], None]  # (write, deadline): hands the bytes of a piece to `write`
+Fetch = Callable[[float], Iterable[bytes]]  # deadline -> the bytes of a piece in chunks
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,8 @@ class NodeCache:
         try:
             self._reserve(part, size, deadline)
             os.lseek(part, 0, os.SEEK_SET)
-            fetch(lambda chunk: self._write(part, chunk), deadline)
+            for chunk in fetch(deadline):
+                self._write(part, chunk)
             with self._ledger(deadline + self.patience_s):  # a count must see the piece under one name
                 Path(self._path(f"{name}.part")).rename(self._path(name))
         except BaseException:

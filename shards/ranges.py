@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.core import storage
 from pipeline.core.errors import ConfigError, DataError, Stopped
-from shards.node_cache import NodeCache, Write
+from shards.node_cache import NodeCache
 from shards.transport import DEADLINES, Counters, Deadlines, Transport
 
 log = logging.getLogger(__name__)
@@ -152,8 +152,8 @@ class RangeReader:
     def _cached(self, path: str, piece: _Piece, offset: int, length: int, total: int) -> tuple[bytes, bool]:
         return self._shared_cache().read(piece.name, piece.size, offset, length, partial(self._fetch, path, piece, total))
 
-    def _fetch(self, path: str, piece: _Piece, total: int, write: Write, deadline: float) -> None:
-        self._transport.fetch(path, piece.start, piece.start + piece.size, total, write, deadline, self._closed)
+    def _fetch(self, path: str, piece: _Piece, total: int, deadline: float) -> Iterator[bytes]:
+        return self._transport.chunks(path, piece.start, piece.start + piece.size, total, deadline, self._closed)
 
     def _prefetch_piece(self, path: str, piece: _Piece, total: int) -> None:
         try:

@@ -4,7 +4,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +62,10 @@ class Transport:
         self.deadlines, self.counters = deadlines, counters
         self._s3 = S3Ranges(deadlines)
 
-    def fetch(self, path: str, start: int, end: int, total: int, write: Callable[[bytes], None], deadline: float, given_up: threading.Event) -> None:
-        """Hand bytes [start, end) of the object, whose size is `total`, to `write`, in order and each once.
+    def chunks(self, path: str, start: int, end: int, total: int, deadline: float, given_up: threading.Event) -> Iterator[bytes]:
+        """Bytes [start, end) of the object, whose size is `total`, in order and each once.
 
-        At least one request is made; none after `deadline` (of `time.monotonic()`), nor once `given_up` is set or the
-        interpreter ends.
+        At least one request is made; none after `deadline` (of `time.monotonic()`), nor once `given_up` is set or the interpreter ends.
 
         Raises:
             DataError: the object is missing, may not be read, or is not of the size its manifest says.
@@ -77,9 +76,9 @@ class Transport:
             began = position
             try:
                 for chunk in self._request(path, position, end, total):
-                    write(chunk)
                     position += len(chunk)
                     self.counters.add("bytes_fetched", len(chunk))
+                    yield chunk
                     if position < end and time.monotonic() > deadline:
                         raise Interrupted("slow", f"{position - start} of {end - start} bytes came in the time there was")
                 if position < end:

@@ -6,14 +6,14 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pipeline.core.errors import ConfigError, DataError, Stopped
-from shards.node_cache import NodeCache, Write
+from shards.node_cache import NodeCache
 
 PIECE = 1000
 
@@ -33,12 +33,12 @@ class Store:
     def __init__(self, pause_s: float = 0.0) -> None:
         self.pause_s, self.asked = pause_s, []
 
-    def fetch(self, name: str) -> Callable[[Write, float], None]:
-        def fetched(write: Write, deadline: float) -> None:
+    def fetch(self, name: str) -> Callable[[float], Iterator[bytes]]:
+        def fetched(deadline: float) -> Iterator[bytes]:
             self.asked.append(name)
             for start in range(0, PIECE, 300):
                 time.sleep(self.pause_s)
-                write(content(name)[start : start + 300])
+                yield content(name)[start : start + 300]
 
         return fetched
 
@@ -105,8 +105,8 @@ def test_who_reads_a_piece_while_it_is_removed_reads_on(tmp_path: Path) -> None:
 def test_a_fetch_that_fails_leaves_nothing_and_the_next_reader_fetches_itself(tmp_path: Path) -> None:
     store, cache = Store(), NodeCache(str(tmp_path), 4 * PIECE, 10)
 
-    def broken(write: Write, deadline: float) -> None:
-        write(content(named(0))[:300])
+    def broken(deadline: float) -> Iterator[bytes]:
+        yield content(named(0))[:300]
         raise DataError("gone")
 
     with pytest.raises(DataError, match="gone"):
@@ -129,10 +129,10 @@ def test_a_suspended_fetcher_stops_the_others_within_their_patience(tmp_path: Pa
     store, patient, hasty = Store(), NodeCache(str(tmp_path), 4 * PIECE, 10), NodeCache(str(tmp_path), 4 * PIECE, 0.3)
     suspended, go_on = threading.Event(), threading.Event()
 
-    def slow(write: Write, deadline: float) -> None:
+    def slow(deadline: float) -> Iterator[bytes]:
         suspended.set()
         go_on.wait(10)
-        write(content(named(0)))
+        yield content(named(0))
 
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(patient.read, named(0), PIECE, 0, PIECE, slow)
@@ -180,8 +180,8 @@ def test_what_is_not_a_piece_is_left_alone(tmp_path: Path) -> None:
 
 
 def _hold_a_part(folder: str, ready: "multiprocessing.synchronize.Event") -> None:
-    def stuck(write: Write, deadline: float) -> None:
-        write(b"half a piece")
+    def stuck(deadline: float) -> Iterator[bytes]:
+        yield b"half a piece"
         ready.set()
         time.sleep(60)
 
@@ -214,13 +214,14 @@ def test_a_forked_child_does_not_keep_its_dead_parent_s_lock(tmp_path: Path) -> 
     store, cache = Store(), NodeCache(str(tmp_path), 4 * PIECE, 10)
     child = 0
 
-    def forking(write: Write, deadline: float) -> None:
+    def forking(deadline: float) -> Iterator[bytes]:
         nonlocal child
         child = os.fork()
         if child == 0:
             time.sleep(60)
             os._exit(0)
         raise DataError("the fetcher ends")
+        yield b""
 
     try:
         with pytest.raises(DataError, match="the fetcher ends"):

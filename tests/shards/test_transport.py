@@ -224,9 +224,8 @@ def test_other_stores_are_read_through_fsspec(make_reader: MakeReader) -> None:
 
 def test_a_store_that_trickles_is_given_up_at_the_deadline(shard: tuple[str, bytes]) -> None:
     counters = Counters()
-    arrived: list[bytes] = []
     path = shard[0].replace("a.tar", "large.tar")
     storage.write_bytes(path, bytes(2_000_003))
     with pytest.raises(Stopped, match="1048576 of 2000003 bytes came in the time there was"):
-        Transport(QUICK, counters).fetch(path, 0, 2_000_003, 2_000_003, arrived.append, time.monotonic() - 1, threading.Event())
+        list(Transport(QUICK, counters).chunks(path, 0, 2_000_003, 2_000_003, time.monotonic() - 1, threading.Event()))
     assert counters.snapshot()["retries_slow"] == 1
