@@ -29,7 +29,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.05  # between looks at a lock that ano
 _LEDGER = struct.Struct("<Q")
 _UNKNOWN = 2**63
 
-Fetch = Callable[[float], Iterable[bytes]]  # deadline -> the bytes of a piece in chunks
+Fetch = Callable[[float], Iterable[bytes | memoryview]]  # deadline -> the bytes of a piece in chunks
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class NodeCache:
         except OSError as error:
             raise self._full(error) from error
 
-    def _write(self, part: int, chunk: bytes) -> None:
+    def _write(self, part: int, chunk: bytes | memoryview) -> None:
         rest = memoryview(chunk)
         try:
             while rest:

@@ -152,7 +152,7 @@ class RangeReader:
     def _cached(self, path: str, piece: _Piece, offset: int, length: int, total: int) -> tuple[bytes, bool]:
         return self._shared_cache().read(piece.name, piece.size, offset, length, partial(self._fetch, path, piece, total))
 
-    def _fetch(self, path: str, piece: _Piece, total: int, deadline: float) -> Iterator[bytes]:
+    def _fetch(self, path: str, piece: _Piece, total: int, deadline: float) -> Iterator[memoryview]:
         return self._transport.chunks(path, piece.start, piece.start + piece.size, total, deadline, self._closed)
 
     def _prefetch_piece(self, path: str, piece: _Piece, total: int) -> None:

@@ -226,6 +226,6 @@ def test_a_store_that_trickles_is_given_up_at_the_deadline(shard: tuple[str, byt
     counters = Counters()
     path = shard[0].replace("a.tar", "large.tar")
     storage.write_bytes(path, bytes(2_000_003))
-    with pytest.raises(Stopped, match="1048576 of 2000003 bytes came in the time there was"):
+    with pytest.raises(Stopped, match="of 2000003 bytes came in the time there was"):
         list(Transport(QUICK, counters).chunks(path, 0, 2_000_003, 2_000_003, time.monotonic() - 1, threading.Event()))
     assert counters.snapshot()["retries_slow"] == 1

@@ -23,7 +23,7 @@ from typing import Any
 from pipeline.app.bench.row import BenchRow, compared, write_rows
 from pipeline.core import storage
 from shards.ranges import RangeReader
-from shards.transport import DEADLINES, Counters, Transport
+from shards.transport import CHUNK_BYTES, DEADLINES, Counters, Transport
 
 OBJECT_BYTES = 64 * 2**20  # a server that reads the whole object for each range, as moto does, is kept from being what is measured
 PASSES = 2  # over the object in a round
@@ -131,7 +131,7 @@ def _obstore() -> Read:
         bucket, _, key = url.removeprefix("s3://").partition("/")
         if bucket not in stores:
             stores[bucket] = S3Store(bucket, client_options={"allow_http": True})
-        return iter(obstore.get(stores[bucket], key, options={"range": (start, end)}).stream(min_chunk_size=2**20))
+        return iter(obstore.get(stores[bucket], key, options={"range": (start, end)}).stream(min_chunk_size=CHUNK_BYTES))
 
     return read
 
