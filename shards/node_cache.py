@@ -73,6 +73,14 @@ class NodeCache:
         finally:
             _close(descriptor)
 
+    def holds(self, name: str) -> bool:
+        """Whether the piece is there; it counts as used."""
+        try:
+            self._touch(self._path(name), Path(self._path(name)).stat())
+        except FileNotFoundError:
+            return False
+        return True
+
     def drop(self, name: str) -> None:
         """Remove a piece; who has it open reads on."""
         with self._ledger(self._deadline()) as ledger:
@@ -95,9 +103,12 @@ class NodeCache:
             os.close(descriptor)
             self.drop(name)
             return None
-        if time.time() - found.st_mtime > TOUCH_EVERY_S:
-            os.utime(descriptor)
+        self._touch(descriptor, found)
         return descriptor
+
+    def _touch(self, piece: int | str, found: os.stat_result) -> None:
+        if time.time() - found.st_mtime > TOUCH_EVERY_S:
+            os.utime(piece)
 
     def _fetched(self, name: str, size: int, fetch: Fetch) -> int:
         """A descriptor of the piece, fetched by us or by who was before us."""

@@ -114,6 +114,8 @@ class RangeReader:
         if storage.is_local(path) or self._closed.is_set():
             return
         for piece in self._pieces(path, start, min(end, total), total, identity):
+            if self._cache is not None and self._cache.holds(piece.name):
+                continue
             with self._lock:
                 if piece.name in self._announced:
                     continue

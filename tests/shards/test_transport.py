@@ -1,5 +1,6 @@
 """Ranged requests to a store that fails: every byte comes once, or one line says why not."""
 
+import os
 import pickle
 import random
 import threading
@@ -195,6 +196,17 @@ def test_a_pickled_reader_begins_with_the_same_options(make_reader: MakeReader, 
     assert copy.counters == {}
     assert copy.read(path, 0, 10, SIZE) == data[:10]
     assert copy.counters == {"cache_hits": 1}  # the first one's piece
+
+
+def test_a_forked_child_reads_on_connections_of_its_own(make_reader: MakeReader, shard: tuple[str, bytes]) -> None:
+    path, data = shard
+    reader = make_reader()
+    reader.prefetch(path, 0, 500_000, SIZE)  # threads and connections that the child does not have
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if reader.read(path, 0, SIZE, SIZE) == data else 1)
+    assert reader.read(path, 0, SIZE, SIZE) == data
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_the_settings_of_s3fs_hold_for_ranges_too(make_reader: MakeReader, shard: tuple[str, bytes], s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
