@@ -122,7 +122,7 @@ class S3Ranges:
         try:
             answer = self._connected(fs).get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **fs.req_kw)
             body = answer["Body"]
-            _check_size(path, answer.get("ContentRange", ""), total)
+            _check_range(path, answer.get("ContentRange", ""), start, total)
             buffer = memoryview(bytearray(CHUNK_BYTES))
             while count := body.readinto(buffer):
                 yield buffer[:count]
@@ -168,8 +168,10 @@ def _s3_client(fs: Any, deadlines: Deadlines) -> Any:
     return botocore.session.Session(**fs.kwargs).create_client("s3", config=Config(**settings), **{"use_ssl": fs.use_ssl, **given})
 
 
-def _check_size(path: str, content_range: str, total: int) -> None:
-    """`bytes 0-99/1234`: the store says how large the object is."""
+def _check_range(path: str, content_range: str, start: int, total: int) -> None:
+    """`bytes 100-199/1234`: where the answer begins, and how large the object is."""
+    if not content_range.startswith(f"bytes {start}-"):
+        raise DataError(f"{path}: its store answers a request for bytes {start} on with {content_range or 'the whole object'}; take one that knows ranges")
     size = content_range.rpartition("/")[2]
     if size.isdigit() and int(size) != total:
         raise DataError(f"{path}: has {size} bytes, the manifest says {total}; copy the shard again")

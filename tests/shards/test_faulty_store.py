@@ -94,6 +94,26 @@ def _read_until_told(bucket: str, folder: str, seed: int) -> None:
     reader.close()
 
 
+def _read_all(url: str, folder: str) -> None:
+    reader = node_reader(folder)
+    assert reader.read(url, 0, OBJECT_BYTES, OBJECT_BYTES) == object_bytes(0)
+    reader.close()
+
+
+def test_the_processes_of_a_node_fetch_each_piece_once(tmp_path: Path, s3_bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, context = f"{s3_bucket}/0", multiprocessing.get_context("spawn")
+    storage.write_bytes(url, object_bytes(0))
+    with FaultyFront(port_of(s3_endpoint), share=0.0, seed=0) as front:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", front.endpoint)
+        processes = [context.Process(target=_read_all, args=(url, str(tmp_path))) for _ in range(3)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert front.ranged_requests == OBJECT_BYTES // PIECE_BYTES
+
+
 def cached(folder: Path) -> dict[str, int]:
     """Name and size of what the cache has on disk."""
     found = {}
