@@ -54,13 +54,9 @@ class RandAugment:
         """Of brightness and sharpness, which have no sign: they never darken or blur."""
         return self.magnitude / _MAX_MAGNITUDE * 1.8 + 0.1
 
-    def __call__(self, image: Picture, draws: npt.NDArray[np.float64]) -> Picture:
-        """`draws`: `num_draws` uniforms of (0, 1)."""
-        return self.apply(image, drawn_operations(draws))
-
     def apply(self, image: Picture, operations: Iterable[tuple[str, int]]) -> Picture:
         """The operations (name, sign) in their order."""
-        for kind, group in itertools.groupby(operations, key=lambda operation: _KIND[operation[0]]):
+        for kind, group in itertools.groupby(operations, key=lambda operation: KIND[operation[0]]):
             if kind == "table":
                 image = _looked_up(image, [_TABLES[name] if name in _TABLES else brightness_table(self.factor) for name, _ in group])
             elif kind == "warp":
@@ -123,7 +119,7 @@ _MATRICES: dict[str, Callable[[float, int, int], Matrix]] = {
     "TranslateY": lambda share, *_: np.array([[1, 0, 0], [0, 1, -10 * share]]),
     "Rotate": lambda share, height, width: cv2.getRotationMatrix2D((width / 2, height / 2), 30 * share, 1),  # degrees
 }
-_KIND = {"Identity": "none", "Brightness": "table", "Sharpness": "sharpness", **dict.fromkeys(_TABLES, "table"), **dict.fromkeys(_MATRICES, "warp")}
+KIND = {"Identity": "none", "Brightness": "table", "Sharpness": "sharpness", **dict.fromkeys(_TABLES, "table"), **dict.fromkeys(_MATRICES, "warp")}
 
 
 def _looked_up(image: Picture, tables: list[Callable[[Histogram], Table]]) -> Picture:

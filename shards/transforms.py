@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.core.errors import ConfigError
 from shards import native
 from shards.decode import open_picture
-from shards.randaugment import RandAugment, Sharpness
+from shards.randaugment import RandAugment, Sharpness, drawn_operations
 
 Picture = npt.NDArray[np.uint8]
 Draws = npt.NDArray[np.float64]
@@ -62,16 +62,16 @@ class PretrainTransform:
     randaugment: bool = True
     sharpness: Sharpness = "clipped"
     mode: Mode = "fast"
-    _randaugment: RandAugment = field(init=False, repr=False)
+    settings: RandAugment = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ConfigError(f"crop scale {self.scale}: expected two shares of the area, 0 < smallest <= largest <= 1")
-        object.__setattr__(self, "_randaugment", RandAugment(sharpness=self.sharpness, exact=self.mode == "parity"))
+        object.__setattr__(self, "settings", RandAugment(sharpness=self.sharpness, exact=self.mode == "parity"))
 
     @property
     def num_draws(self) -> int:
-        return _CROP_DRAWS + 1 + self._randaugment.num_draws
+        return _CROP_DRAWS + 1 + self.settings.num_draws
 
     def __call__(self, data: bytes, draws: Draws, out: Picture | None = None) -> Picture:
         """`num_draws` uniforms of (0, 1) -> `uint8 [resolution, resolution, 3]`.
@@ -84,10 +84,14 @@ class PretrainTransform:
         crop = source.crop(*_on_grid(box, reduce, source.height, source.width), reduce)
         picture = resized(crop, self.resolution, mirrored=self.flip and bool(draws[_CROP_DRAWS] < 0.5), out=out)
         if self.randaugment:
-            augmented = self._randaugment(picture, draws[_CROP_DRAWS + 1 :])
+            augmented = self.settings.apply(picture, self.operations(draws))
             if augmented is not picture:
                 picture[:] = augmented
         return picture
+
+    def operations(self, draws: Draws) -> list[tuple[str, int]]:
+        """RandAugment's (name, sign) that the draws stand for, whether they are applied here or later, on the device."""
+        return drawn_operations(draws[_CROP_DRAWS + 1 :])
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, UInt8, UInt64
 from torch import Tensor
 
 from shards.transforms import MEAN, STD
+from training.device_augment import DrawnRandAugment
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Batch:
     gumbel_t2i: Float[Tensor, "b g"]  # noise that draws each text's negative image within its group
     item_keys: UInt64[np.ndarray, " b"]  # of the items' random streams
     sample_keys: list[str]
+    randaugment: DrawnRandAugment | None = None  # what the device is still to do to the pictures; drawn on the host, by item
     mlm_positions: Int[Tensor, " s"] | None = None  # selected positions in the flattened [B * L]; filled in on the host, where counting costs no device sync
 
     def __post_init__(self) -> None:
@@ -42,10 +44,10 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
     def pixels(self, dtype: torch.dtype) -> Float[Tensor, "b 3 r r"]:
-        """Normalised pictures; done here so that bytes travel to the device, not floats."""
+        """Normalised pictures, augmented where that was left to the device; done here so that bytes travel there, not floats."""
         if self.images.dtype != torch.uint8:
             return self.images.to(dtype)
-        return normalised(self.images).to(dtype)
+        return normalised(self.randaugment(self.images) if self.randaugment else self.images).to(dtype)
 
 
 def normalised(images: UInt8[Tensor, "b 3 r r"]) -> Float[Tensor, "b 3 r r"]:

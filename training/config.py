@@ -62,6 +62,7 @@ class TrainingConfig(Section):
     transform: Literal["fast", "parity"] = Field(
         default="fast", description="parity: crops and operations equal torchvision's and the original's pixel for pixel"
     )
+    augment_on: Literal["cpu", "device"] = Field(default="cpu", description="where RandAugment runs; device: the same draws, in batches, beside the model")
 
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="compute type; parameters stay fp32 (DeepSpeed torch_autocast)")
     zero_stage: Literal[1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
@@ -83,9 +84,11 @@ class TrainingConfig(Section):
     max_skipped_in_a_row: int = Field(default=10, ge=1, description="skipped steps (non-finite loss or gradient) in a row before the run stops")
 
     @model_validator(mode="after")
-    def _lengths_fit(self) -> "TrainingConfig":
+    def _fields_fit(self) -> "TrainingConfig":
         if self.max_tokens > self.model.max_positions:
             raise ValueError(f"max_tokens {self.max_tokens} is more than model.max_positions {self.model.max_positions}")
+        if self.transform == "parity" and self.randaugment and self.augment_on == "device":
+            raise ValueError("augment_on device rounds warps differently from the original's pixels, which transform parity asks for; take one of the two")
         if self.global_batch_size % self.group_size:
             raise ValueError(f"global_batch_size {self.global_batch_size} is not a multiple of group_size {self.group_size}")
         return self

@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.core.errors import ConfigError
 from shards.dataset import DamagedSample, Dataset
 from shards.item_maker import MadeItems
 from shards.loader import ShardLoader
+from shards.random_stream import TRANSFORM, uniforms
 from shards.text_rules import pre_caption
 from shards.transforms import PretrainTransform
 from training.batch import Batch
 from training.checkpoint import Checkpoint
 from training.config import TrainingConfig
+from training.device_augment import DrawnRandAugment
 from training.distributed import World
 from training.masking import gumbel_noise, mask_tokens
 from training.tokenizer import Tokenizer, train_vocabulary
@@ -32,6 +35,7 @@ class Collate:
     max_tokens: int
     mlm_probability: float
     group_size: int
+    device_augment: PretrainTransform | None = None  # whose RandAugment is left to the device
 
     def __call__(self, items: MadeItems) -> Batch:
         """B items -> tensors on the CPU; pictures stay uint8, [B, 3, R, R] as a view of [B, R, R, 3]."""
@@ -49,6 +53,7 @@ class Collate:
         )
         gumbel_i2t, gumbel_t2i = gumbel_noise(keys, self.group_size)
         return Batch(
+            randaugment=self._drawn(keys),
             images=torch.from_numpy(items.images).permute(0, 3, 1, 2),
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -59,6 +64,12 @@ class Collate:
             item_keys=keys,
             sample_keys=[item.sample_key for item in items],
         )
+
+    def _drawn(self, keys: npt.NDArray[np.uint64]) -> DrawnRandAugment | None:
+        if self.device_augment is None:
+            return None
+        draws = uniforms(keys, TRANSFORM, self.device_augment.num_draws)
+        return DrawnRandAugment(self.device_augment.settings, [self.device_augment.operations(row) for row in draws])
 
 
 def open_dataset(config: TrainingConfig, resumed: Checkpoint | None) -> Dataset:
@@ -91,17 +102,13 @@ def build_loader(
 
     Raises ConfigError when the dataset is too small for one global batch.
     """
+    on_cpu = config.augment_on == "cpu"
+    transform = PretrainTransform(config.model.image_size, config.crop_scale, config.flip, config.randaugment and on_cpu, config.sharpness, config.transform)
+    device_augment = transform if config.randaugment and not on_cpu else None
     loader: ShardLoader[Batch] = ShardLoader(
         dataset,
-        transform=PretrainTransform(
-            config.model.image_size,
-            scale=config.crop_scale,
-            flip=config.flip,
-            randaugment=config.randaugment,
-            sharpness=config.sharpness,
-            mode=config.transform,
-        ),
-        collate=Collate(tokenizer, config.max_tokens, config.mlm_probability, config.group_size),
+        transform=transform,
+        collate=Collate(tokenizer, config.max_tokens, config.mlm_probability, config.group_size, device_augment),
         global_batch_size=config.global_batch_size,
         micro_batch_size=micro_batch_size,
         accumulation_steps=accumulation_steps,

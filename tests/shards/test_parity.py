@@ -13,7 +13,7 @@ from torchvision.transforms import functional
 
 from shards import native
 from shards.decode import Picture
-from shards.randaugment import RandAugment
+from shards.randaugment import RandAugment, drawn_operations
 from shards.random_stream import TRANSFORM, item_keys, uniforms
 from shards.transforms import MEAN, STD, Draws, Mode, PretrainTransform, crop_box, resized
 from training.batch import normalised
@@ -42,7 +42,7 @@ def by_torchvision(data: bytes, draws: Draws, resolution: int, sharpness: str = 
     if draws[CROP_DRAWS] < 0.5:
         image = functional.hflip(image)
     augment = RandAugment(sharpness="original" if sharpness == "original" else "clipped", exact=True)
-    return Image.fromarray(augment(np.asarray(image), draws[CROP_DRAWS + 1 :]))
+    return Image.fromarray(augment.apply(np.asarray(image), drawn_operations(draws[CROP_DRAWS + 1 :])))
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "libraries"])
