@@ -99,14 +99,20 @@ class _PlainJpeg:
     def crop(self, top: int, left: int, height: int, width: int, reduce: int = 1) -> Picture:
         box = (top // reduce, left // reduce, -(-height // reduce), -(-width // reduce))
         try:
-            # The crop's decoder stops below the crop and would not notice that the file is cut off: one without its end is decoded whole.
-            if native.jpeg is not None and self.data.endswith(_END_OF_IMAGE):
+            if native.jpeg is not None and self._pays(height, width, reduce):
                 picture: Picture = np.empty((*box[2:], 3), np.uint8)
                 native.jpeg.decode(self.data, picture, box[0], box[1], reduce)
                 return picture
             return _cut(simplejpeg.decode_jpeg(self.data, "RGB", min_height=-(-self.height // reduce), min_width=-(-self.width // reduce)), box)
         except ValueError:  # libjpeg warned: Pillow tells stray bytes, which are harmless, from a cut file
             return _cut(_by_pillow(self.data, self.height * self.width), (top, left, height, width))
+
+    def _pays(self, height: int, width: int, reduce: int) -> bool:
+        """Whether to decode the crop only. Not where it is the whole: simplejpeg's own libjpeg-turbo is newer than most systems'.
+
+        Nor where the file does not end as a JPEG does: the crop's decoder stops below the crop and would not notice that the file is cut off.
+        """
+        return (reduce > 1 or height < self.height or width < self.width) and self.data.endswith(_END_OF_IMAGE)
 
 
 def _cut(picture: Picture, box: tuple[int, int, int, int]) -> Picture:
