@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from tiny_run import write_dataset
 
+from shards.dataset import Dataset
 from shards.decode import Picture
 from shards.item_maker import Item, MadeItems
 from shards.randaugment import KIND, OPERATIONS, RandAugment
@@ -14,8 +16,9 @@ from shards.random_stream import TRANSFORM, item_keys, uniforms
 from shards.transforms import PretrainTransform
 from training.batch import normalised
 from training.config import TrainingConfig
-from training.data import Collate
+from training.data import Collate, build_loader
 from training.device_augment import DrawnRandAugment, Operation
+from training.distributed import World
 from training.tokenizer import train_vocabulary
 
 SIDE = 96
@@ -89,6 +92,25 @@ def test_a_batch_holds_the_loader_s_pictures_without_a_copy_and_its_pixels_are_a
     drawn = DrawnRandAugment(transform.settings, [transform.operations(row) for row in draws])
     assert any(drawn.operations)
     assert torch.equal(batch.pixels(torch.float32), normalised(drawn(batch.images) if left_to_device else batch.images))
+
+
+def test_training_sees_the_same_pictures_wherever_they_are_augmented(tmp_path: Path) -> None:
+    """The whole way from shards to normalised pixels; the CPU's warps round places to 1/32 pixel, which tells on pictures of pure noise."""
+    write_dataset(tmp_path / "dataset", samples=48)
+    dataset = Dataset.open(str(tmp_path / "dataset"))
+    tokenizer = train_vocabulary(["red dog on the grass"], 100)
+    pixels = {}
+    for place in ("cpu", "device"):
+        model = {"image_size": 32, "vision_width": 32, "vision_heads": 2}
+        config = TrainingConfig.model_validate({"dataset": dataset.folder, "model": model, "augment_on": place, "global_batch_size": 32, "group_size": 4})
+        loader = build_loader(config, dataset, tokenizer, World(0, 1, torch.device("cpu")), 32, 1)
+        (batch,), _ = next(loader.from_position(loader.start()))
+        loader.close()
+        assert (batch.randaugment is None) == (place == "cpu")
+        pixels[place] = batch.pixels(torch.float32)
+    apart = (pixels["cpu"] - pixels["device"]).abs().mean(dim=(1, 2, 3))
+    assert (apart < 1e-6).sum() >= 10  # nothing drawn, or tables, sharpness and translations alone
+    assert apart.max() < 0.05  # of standard deviations
 
 
 def test_parity_on_the_device_is_refused() -> None:
