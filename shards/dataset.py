@@ -3,16 +3,22 @@
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import storage
-from pipeline.core.errors import DataError
+from pipeline.core.errors import DataError, Stopped, StorageUnreachable
 from shards import index, layout, tar
-from shards.manifest import Manifest, ShardEntry, read_manifest
-from shards.ranges import CACHE_BYTES, RangeReader
+from shards.held import Held
+from shards.manifest import Manifest, read_manifest
+from shards.order import EpochOver, ItemTable
+from shards.ranges import RangeReader
+
+INDEXES_HELD = 64  # of 30 bytes a sample; a loader says how many it needs
+PATIENCE_S = 60.0  # with a storage that does not answer; then the run stops, to be continued
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -39,35 +45,46 @@ class Sample:
     metadata: dict[str, Any]
 
 
-class Dataset:
-    """The shards one manifest lists; samples are numbered through in the manifest's order. Safe to use from several threads."""
+@dataclass(frozen=True)
+class Part:
+    """A dataset with its name in logs and state, and its share of the items drawn."""
 
-    def __init__(self, folder: str, manifest: Manifest, indexes: list[index.ShardIndex], cache_bytes: int = CACHE_BYTES) -> None:
-        self.folder, self.manifest = folder, manifest
+    name: str
+    share: Fraction
+    dataset: "Dataset"
+
+
+class Dataset:
+    """The shards one manifest lists; samples are numbered through in the manifest's order. Safe to use from several threads.
+
+    The manifest alone is read when it is opened. A shard's index is read, and its size asked for, when one of its samples is first needed.
+    """
+
+    def __init__(self, folder: str, manifest: Manifest, index_root: str | None = None, reader: RangeReader | None = None) -> None:
+        self.folder, self.manifest, self.index_root = folder, manifest, index_root or folder
+        self.reader = reader or RangeReader()
+        self._paths = [layout.tar_path(folder, shard.name) for shard in manifest.shards]
         self.shard_starts = np.concatenate([[0], np.cumsum([shard.samples for shard in manifest.shards], dtype=np.int64)]).astype(np.int64)
-        self.captions_per_sample: npt.NDArray[np.uint16] = _concatenated([one.captions for one in indexes], np.uint16)
-        self.key_hashes: npt.NDArray[np.uint64] = _concatenated([one.key_hash for one in indexes], np.uint64)
-        self._offset = _concatenated([one.offset for one in indexes], np.uint64)
-        self._length = _concatenated([one.length for one in indexes], np.uint64)
-        self._crc32c = _concatenated([one.crc32c for one in indexes], np.uint32)
-        self._reader = RangeReader(cache_bytes)
+        self.indexes: Held[int, index.ShardIndex] = Held(self._checked_index, INDEXES_HELD)
 
     @classmethod
-    def open(cls, folder: str, manifest: int | None = None, index_root: str | None = None, cache_bytes: int = CACHE_BYTES) -> "Dataset":
+    def open(cls, folder: str, manifest: int | None = None, index_root: str | None = None, reader: RangeReader | None = None) -> "Dataset":
         """Open with the manifest of that number or the newest; `index_root` is where index and manifests lie if not in the folder.
 
-        `cache_bytes` bounds the copies of remote shards in the temporary folder.
+        `reader` reads the shards; datasets of one run may share it, and with it the cache.
 
         Raises:
-            DataError: no dataset, or a shard or index that is missing, damaged or not of the size the manifest says.
+            DataError: there is no dataset, or the manifest is damaged.
         """
-        root = index_root or folder
-        pinned = read_manifest(root, manifest)
+        return cls(folder, read_manifest(index_root or folder, manifest), index_root, reader)
 
-        def checked(shard: ShardEntry) -> index.ShardIndex:
-            return _checked_index(folder, root, shard)
+    def check(self) -> None:
+        """Look at every shard's size and index, which otherwise happens when the shard is first needed; some requests a shard.
 
-        return cls(folder, pinned, _in_parallel(checked, pinned.shards), cache_bytes)
+        Raises:
+            DataError: a shard or index is missing, damaged or not of the size the manifest says.
+        """
+        _in_parallel(self._checked_index, range(len(self.manifest.shards)))
 
     @property
     def fingerprint(self) -> str:
@@ -77,19 +94,66 @@ class Dataset:
     def num_samples(self) -> int:
         return int(self.shard_starts[-1])
 
-    def cache_holds(self, shards: int) -> bool:
-        """Whether that many shards, as large as they are on average, fit the cache; local ones need none."""
-        entries = self.manifest.shards
-        return storage.is_local(self.folder) or min(shards, len(entries)) * sum(shard.bytes for shard in entries) <= self._reader.cache_bytes * len(entries)
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Itself: what a blend has several of."""
+        return (Part(self.folder.rstrip("/").rsplit("/", 1)[-1], Fraction(1), self),)
+
+    @property
+    def pinned(self) -> int:
+        """The number of the manifest."""
+        return self.manifest.number
+
+    @property
+    def captions_per_sample(self) -> npt.NDArray[np.uint16]:
+        """How many captions each sample has; reads every index."""
+        return _concatenated([one.captions for one in self._every_index()], np.uint16)
+
+    @property
+    def key_hashes(self) -> npt.NDArray[np.uint64]:
+        """The hash of each sample's key; reads every index."""
+        return _concatenated([one.key_hash for one in self._every_index()], np.uint64)
+
+    def item_table(self, epoch_over: EpochOver) -> ItemTable:
+        """The items of an epoch.
+
+        Raises:
+            DataError: the manifest is of a version that did not count what is needed, and an index that tells cannot be read.
+        """
+        shards = self.manifest.shards
+        if epoch_over == "pairs":
+            items = [shard.captions for shard in shards]
+        elif all(shard.captioned is not None for shard in shards):
+            items = [shard.captioned or 0 for shard in shards]
+        else:
+            items = [one.captioned for one in self._every_index()]
+        return ItemTable(self.shard_starts, np.array(items, dtype=np.int64), self._captions_of, epoch_over)
+
+    def byte_range(self, shard: int, first: int, last: int) -> tuple[int, int]:
+        """Where the rows from first to last, both included, lie in the shard; all of them are the whole tar, which takes no index."""
+        entry = self.manifest.shards[shard]
+        if first == 0 and last == entry.samples - 1:
+            return 0, entry.bytes
+        held = self.indexes(shard)
+        return int(held.offset[first]), int(held.offset[last] + held.length[last])
 
     def shard_of(self, sample: int) -> int:
         """The number of the shard that holds the sample."""
         return int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
 
+    def part_of(self, sample: int) -> tuple[int, int]:
+        """The number of the part that holds the sample, and the sample's number there."""
+        return 0, sample
+
+    def bytes_of(self, sample: int) -> int:
+        """Bytes of the sample in its shard, headers included."""
+        shard = self.shard_of(sample)
+        return int(self.indexes(shard).length[sample - int(self.shard_starts[shard])])
+
     def name_of(self, sample: int) -> str:
         """The shard's path and the row in it, for messages."""
         shard = self.shard_of(sample)
-        return f"{layout.tar_path(self.folder, self.manifest.shards[shard].name)} row {sample - int(self.shard_starts[shard])}"
+        return f"{self._paths[shard]} row {sample - int(self.shard_starts[shard])}"
 
     def read(self, sample: int) -> Sample:
         """Read one sample.
@@ -101,15 +165,41 @@ class Dataset:
         if not 0 <= sample < self.num_samples:
             raise IndexError(sample)
         shard = self.shard_of(sample)
-        entry = self.manifest.shards[shard]
-        start, length = int(self._offset[sample]), int(self._length[sample])
-        path = layout.tar_path(self.folder, entry.name)
-        data = self._reader.read(path, start, length, entry.bytes)
+        entry, held, row = self.manifest.shards[shard], self.indexes(shard), sample - int(self.shard_starts[shard])
+        data = self.reader.read(self._paths[shard], int(held.offset[row]), int(held.length[row]), entry.bytes, identity=entry.sha256)
         where = self.name_of(sample)
-        if index.crc32c(data) != int(self._crc32c[sample]):
-            key = _trusted_key(data, int(self.key_hashes[sample])) or where.rsplit("/", 1)[-1]
+        if index.crc32c(data) != int(held.crc32c[row]):
+            key = _trusted_key(data, int(held.key_hash[row])) or where.rsplit("/", 1)[-1]
             raise DamagedSample(f"{where}: checksum differs from the index; `albef shards verify` lists what else is damaged", key)
         return _parsed(memoryview(data), where)
+
+    def _captions_of(self, shard: int) -> npt.NDArray[np.uint16]:
+        return self.indexes(shard).captions
+
+    def _every_index(self) -> list[index.ShardIndex]:
+        return _in_parallel(self._checked_index, range(len(self.manifest.shards)))
+
+    def _checked_index(self, shard: int) -> index.ShardIndex:
+        try:
+            return storage.patiently(lambda: self._read_index(shard), PATIENCE_S)
+        except StorageUnreachable as error:
+            raise Stopped(f"{error}; run the same command again when the storage is back") from error
+
+    def _read_index(self, shard: int) -> index.ShardIndex:
+        entry, path = self.manifest.shards[shard], self._paths[shard]
+        found = storage.size(path)
+        if found != entry.bytes:
+            raise DataError(f"{path}: {found} bytes, the manifest says {entry.bytes}; copy the shard again, or `albef shards index` to take it as it is")
+        index_path = layout.index_path(self.index_root, entry.name)
+        one = index.read_index(index_path)
+        counts = (len(one), int(one.captions.sum()), one.tar_bytes)
+        if counts != (entry.samples, entry.captions, entry.bytes):
+            promised = f"{entry.samples} with {entry.captions} in {entry.bytes}"
+            raise DataError(
+                f"{index_path}: indexes {counts[0]} samples with {counts[1]} captions in {counts[2]} bytes, the manifest says {promised}; "
+                "run `albef shards index` again"
+            )
+        return one
 
 
 def _parsed(data: memoryview, where: str) -> Sample:
@@ -130,17 +220,6 @@ def _trusted_key(data: bytes, key_hash: int) -> str | None:
     except (DataError, StopIteration):
         return None
     return key if index.key_hash(key) == key_hash else None
-
-
-def _checked_index(folder: str, root: str, shard: ShardEntry) -> index.ShardIndex:
-    path = layout.tar_path(folder, shard.name)
-    found = storage.size(path)
-    if found != shard.bytes:
-        raise DataError(f"{path}: {found} bytes, the manifest says {shard.bytes}; copy the shard again, or `albef shards index` to take it as it is")
-    one = index.read_index(layout.index_path(root, shard.name))
-    if len(one) != shard.samples or one.tar_bytes != shard.bytes:
-        raise DataError(f"{layout.index_path(root, shard.name)}: indexes {len(one)} samples, the manifest says {shard.samples}; run `albef shards index` again")
-    return one
 
 
 def _in_parallel(function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:

@@ -44,7 +44,7 @@ def index_folder(folder: str, index_root: str | None = None, on_shard: Callable[
         index.write_index(layout.index_path(root, name), found.index)
         left_out += found.left_out
         source = known[name].source if name in known else folder
-        entries.append(ShardEntry(name, len(found.index), int(found.index.captions.sum()), found.index.tar_bytes, found.sha256, source))
+        entries.append(ShardEntry(name, len(found.index), int(found.index.captions.sum()), found.index.tar_bytes, found.sha256, source, found.index.captioned))
         on_shard()
     outcomes = {"success": sum(entry.samples for entry in entries), index.WITHOUT_IMAGE: left_out[index.WITHOUT_IMAGE], **left_out}
     return publish(root, entries, outcomes, newest.config if newest else {"indexed": folder})

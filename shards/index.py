@@ -48,6 +48,11 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.offset)
 
+    @property
+    def captioned(self) -> int:
+        """Samples with at least one caption."""
+        return int(np.count_nonzero(self.captions))
+
 
 @dataclass(frozen=True)
 class Row:

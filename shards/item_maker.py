@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pipeline.core.errors import DataError
 from shards import native
 from shards.dataset import DamagedSample, Dataset
+from shards.mixing import MixedDataset
 from shards.order import EpochOrder, Items
 from shards.quarantine import Damage, Quarantine
 from shards.random_stream import TRANSFORM, uniforms
@@ -54,7 +55,7 @@ class MadeItems(Sequence[Item]):
 class ItemMaker:
     """Makes the items of any positions; safe to use from several threads."""
 
-    dataset: Dataset
+    dataset: Dataset | MixedDataset
     transform: Transform
     quarantine: Quarantine
     max_words: int

@@ -19,7 +19,10 @@ _FORMAT = "albef-manifest-1"
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: `<name>.tar`, its counts, bytes and sha256, and the source its samples came from."""
+    """One shard: `<name>.tar`, its counts, bytes and sha256, and the source its samples came from.
+
+    `captioned` samples have at least one caption; None in manifests of a version that did not count them.
+    """
 
     name: str
     samples: int
@@ -27,6 +30,7 @@ class ShardEntry:
     bytes: int
     sha256: str
     source: str
+    captioned: int | None = None
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 Keys = npt.NDArray[np.uint64]
+Integers = npt.NDArray[np.int64]
 
 # Streams in use here; the rooms above take numbers from 100.
-CAPTION, TRANSFORM, SHARD_ORDER, BLOCK_ORDER, REPLACEMENT = range(5)
+CAPTION, TRANSFORM, SHARD_ORDER, BLOCK_ORDER, REPLACEMENT, FIRST_ITEM = range(6)
 
+_FEISTEL_TURNS = 8  # of two rounds each; with five, the 120 permutations of five elements are not yet equally likely
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -45,3 +47,31 @@ def uniforms(key: Keys, stream: int, count: int) -> npt.NDArray[np.float64]:
 def permutation(key: int, stream: int, size: int) -> npt.NDArray[np.int64]:
     """A permutation of range(size), drawn by sorting its members' hashes."""
     return np.argsort(hashes(np.array([key], dtype=np.uint64), stream, size)[0], kind="stable")
+
+
+def permuted(keys: Keys, sizes: Integers, places: Integers) -> Integers:
+    """Where the permutation of range(size) that belongs to each row's key sends the row's place; `int64 [N]`, nothing is stored.
+
+    A Feistel network with additions instead of exclusive-ors, so that it works on a rectangle of any sides (Black and Rogaway 2002): the square root of the
+    size is the side, and the few cells that are too many are walked through until the way leads back inside.
+    """
+    sides = np.ceil(np.sqrt(sizes)).astype(np.int64)
+    widths = -(-sizes // sides)
+    result = _feistel(keys, sides, widths, places)
+    while (outside := np.flatnonzero(result >= sizes)).size:
+        result[outside] = _feistel(keys[outside], sides[outside], widths[outside], result[outside])
+    return result
+
+
+def _feistel(keys: Keys, heights: Integers, widths: Integers, cells: Integers) -> Integers:
+    """A bijection of the cells of each row's rectangle."""
+    row, column = np.divmod(cells, widths)
+    for turn in range(_FEISTEL_TURNS):
+        row = (row + _round(keys, 2 * turn, column)) % heights
+        column = (column + _round(keys, 2 * turn + 1, row)) % widths
+    return np.asarray(row * widths + column, dtype=np.int64)
+
+
+def _round(keys: Keys, number: int, values: Integers) -> Integers:
+    drawn = mixed(keys + _GOLDEN * (values.astype(np.uint64) + np.uint64(number << 48)))
+    return (drawn >> np.uint64(2)).astype(np.int64)

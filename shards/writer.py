@@ -52,7 +52,9 @@ class ShardWriter:
         return index.ShardIndex(hashes, offsets, lengths, captions, checksums, self._bytes)
 
     def entry(self, source: str) -> ShardEntry:
-        return ShardEntry(self.name, len(self._rows), sum(row[3] for row in self._rows), self._bytes, self._digest.hexdigest(), source)
+        captions = [row[3] for row in self._rows]
+        captioned = sum(count > 0 for count in captions)
+        return ShardEntry(self.name, len(captions), sum(captions), self._bytes, self._digest.hexdigest(), source, captioned)
 
     def _write(self, data: bytes | memoryview) -> None:
         self._file.write(data)

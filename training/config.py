@@ -2,9 +2,11 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.config import Section
+from pipeline.core.errors import ConfigError
+from shards.blend import parse_blend
 from training.model_config import ModelConfig
 
 
@@ -33,8 +35,24 @@ class OptimizerConfig(Section):
 class TrainingConfig(Section):
     """One pre-training run."""
 
-    dataset: str = Field(description="dataset folder: path or s3:// URL")
+    dataset: str | dict[str, Any] = Field(
+        description="dataset folder: path or s3:// URL; or several, mixed by weight: {blend: [{dataset: FOLDER, weight: 3}, {blend: [...], weight: 1}]}, "
+        "where weights are shares of the items drawn, and a dataset may have a name for logs and a manifest number"
+    )
     manifest: int | None = Field(default=None, ge=1, description="manifest number to pin; null takes the newest at the first start and pins it")
+    lanes: int | None = Field(
+        default=None, ge=1, description="stretches an epoch's shards are read in side by side, so many nodes can share the reading; null is one for each 20 "
+        "shards, at most 64, a divisor of global_batch_size",
+    )  # fmt: skip
+    block_shards: int | None = Field(
+        default=None, ge=1, description="shards of a lane that are shuffled together; null is 64 over all lanes, 4 a lane at least"
+    )
+    cache_gib: float = Field(
+        default=40,
+        gt=0,
+        description="GiB of local disk, per node, for what remote shards hold in use: by default 64 shards of half a GiB, and room to fetch ahead",
+    )
+    cache_folder: str | None = Field(default=None, description="local folder of that cache, shared by the ranks of a node; null is one in the temporary folder")
     model: ModelConfig = Field(default=ModelConfig(), description="sizes of the network")
     init: InitConfig = Field(default=InitConfig(), description="first weights")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW and its schedule")
@@ -83,12 +101,23 @@ class TrainingConfig(Section):
     evaluate_every_steps: int | None = Field(default=None, ge=1, description="optimizer steps between evaluations on the validation split; null never")
     max_skipped_in_a_row: int = Field(default=10, ge=1, description="skipped steps (non-finite loss or gradient) in a row before the run stops")
 
+    @field_validator("dataset")
+    @classmethod
+    def _blend_parses(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
+        try:
+            parse_blend(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return value
+
     @model_validator(mode="after")
     def _fields_fit(self) -> "TrainingConfig":
         if self.max_tokens > self.model.max_positions:
             raise ValueError(f"max_tokens {self.max_tokens} is more than model.max_positions {self.model.max_positions}")
         if self.transform == "parity" and self.randaugment and self.augment_on == "device":
             raise ValueError("augment_on device rounds warps differently from the original's pixels, which transform parity asks for; take one of the two")
+        if self.manifest is not None and not isinstance(self.dataset, str):
+            raise ValueError("manifest pins one dataset; of a blend, give each dataset its own manifest")
         if self.global_batch_size % self.group_size:
             raise ValueError(f"global_batch_size {self.global_batch_size} is not a multiple of group_size {self.group_size}")
         return self

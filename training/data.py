@@ -10,10 +10,13 @@ import numpy.typing as npt
 import torch
 
 from pipeline.core.errors import ConfigError
+from shards.blend import parse_blend
 from shards.dataset import DamagedSample, Dataset
 from shards.item_maker import MadeItems
 from shards.loader import ShardLoader
+from shards.mixing import MixedDataset, open_blend
 from shards.random_stream import TRANSFORM, uniforms
+from shards.ranges import RangeReader
 from shards.text_rules import pre_caption
 from shards.transforms import PretrainTransform
 from training.batch import Batch
@@ -72,15 +75,29 @@ class Collate:
         return DrawnRandAugment(self.device_augment.settings, [self.device_augment.operations(row) for row in draws])
 
 
-def open_dataset(config: TrainingConfig, resumed: Checkpoint | None) -> Dataset:
-    """The dataset with the manifest this run pins: the configured one, the checkpoint's, or the newest."""
-    pinned = config.manifest if config.manifest is not None else resumed.state["manifest"] if resumed else None
-    dataset = Dataset.open(config.dataset, manifest=pinned)
-    log.info("dataset %s: manifest %d, %d samples, %d captions", config.dataset, dataset.manifest.number, dataset.num_samples, dataset.manifest.num_captions)
+def open_dataset(config: TrainingConfig, resumed: Checkpoint | None, check: bool) -> Dataset | MixedDataset:
+    """The dataset, or the blend, with the manifests this run pins: the configured ones, the checkpoint's, or the newest.
+
+    `check` looks at every shard; one rank does it for all.
+    """
+    sources = parse_blend(config.dataset)
+    saved = resumed.state["manifest"] if resumed else {}
+    pinned = saved if isinstance(saved, dict) else {sources[0].name: saved}
+    if config.manifest is not None:
+        pinned = {sources[0].name: config.manifest}
+    dataset = open_blend(sources, pinned, RangeReader(int(config.cache_gib * 2**30), config.cache_folder))
+    if check:
+        dataset.check()
+    for part in dataset.parts:
+        found = part.dataset.manifest
+        log.info(
+            "dataset %s: manifest %d, %d samples, %d captions, %.4g of the items drawn",
+            part.dataset.folder, found.number, found.num_samples, found.num_captions, part.share,
+        )  # fmt: skip
     return dataset
 
 
-def build_tokenizer(config: TrainingConfig, dataset: Dataset) -> Tokenizer:
+def build_tokenizer(config: TrainingConfig, dataset: Dataset | MixedDataset) -> Tokenizer:
     """The configured tokenizer, or one trained on all captions of the dataset."""
     if config.init.tokenizer is not None:
         return Tokenizer.load(config.init.tokenizer)
@@ -89,18 +106,18 @@ def build_tokenizer(config: TrainingConfig, dataset: Dataset) -> Tokenizer:
     return tokenizer
 
 
-def _captions(dataset: Dataset) -> Iterator[str]:
+def _captions(dataset: Dataset | MixedDataset) -> Iterator[str]:
     for sample in range(dataset.num_samples):
         with contextlib.suppress(DamagedSample):  # the loader will meet it again, replace it and list it
             yield from map(pre_caption, dataset.read(sample).captions)
 
 
 def build_loader(
-    config: TrainingConfig, dataset: Dataset, tokenizer: Tokenizer, world: World, micro_batch_size: int, accumulation_steps: int
+    config: TrainingConfig, dataset: Dataset | MixedDataset, tokenizer: Tokenizer, world: World, micro_batch_size: int, accumulation_steps: int
 ) -> ShardLoader[Batch]:
     """The loader of this rank.
 
-    Raises ConfigError when the dataset is too small for one global batch.
+    Raises ConfigError when the dataset is too small for one global batch, or the cache for what a node has in use.
     """
     on_cpu = config.augment_on == "cpu"
     transform = PretrainTransform(config.model.image_size, config.crop_scale, config.flip, config.randaugment and on_cpu, config.sharpness, config.transform)
@@ -114,12 +131,15 @@ def build_loader(
         accumulation_steps=accumulation_steps,
         rank=world.rank,
         world_size=world.world_size,
+        ranks_per_node=world.local_size,
         seed=config.seed,
         epoch_over=config.epoch_over,
         num_workers=config.num_workers,
+        lanes=config.lanes,
+        block_shards=config.block_shards,
     )
     if loader.steps_per_epoch == 0:
         raise ConfigError(
-            f"training.global_batch_size {config.global_batch_size} is more than the {loader.items_per_epoch} items of {config.dataset}; take a smaller one"
+            f"training.global_batch_size {config.global_batch_size} is more than the {loader.items_per_epoch} items of {dataset.folder}; take a smaller one"
         )
     return loader

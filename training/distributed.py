@@ -21,11 +21,12 @@ SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZ
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: global rank, number of ranks, and the device it computes on."""
+    """This process's place: global rank, number of ranks, the device it computes on, and the ranks of its node."""
 
     rank: int
     world_size: int
     device: torch.device
+    local_size: int = 1
 
     def mean(self, values: Tensor) -> Tensor:
         """The average over all ranks, the same on each; `values` is left alone."""
@@ -100,4 +101,4 @@ def start(torch_threads: int | None) -> World:
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    return World(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+    return World(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device, local_size=local_size)

@@ -75,7 +75,7 @@ class Trainer:
         self.checkpoints = str(run_folder / "train" / "checkpoints")
         self._evaluate = evaluate
         resumed = checkpoint.newest(self.checkpoints)
-        dataset = open_dataset(config, resumed)
+        dataset = open_dataset(config, resumed, check=world.rank == 0)
         self.tokenizer = world.from_first(resumed.tokenizer() if resumed else build_tokenizer(config, dataset) if world.rank == 0 else None)
         micro_batch_size, self.accumulation_steps = split_of(config, world.world_size)
         self.loader: ShardLoader[Batch] = build_loader(config, dataset, self.tokenizer, world, micro_batch_size, self.accumulation_steps)
@@ -188,6 +188,9 @@ class Trainer:
             slowest = slowest_rank(ranks)
             values |= metrics_of(ranks[slowest], slowest)
             self._warn_of_slow_data(ranks[slowest], slowest)
+        if len(self.loader.dataset.parts) > 1:
+            for name, counters in self.loader.sources(self.state.position, []).items():
+                values |= {f"data/{name}/{counter}": counters[counter] for counter in ("drawn", "epochs")}
         self.metrics.record(self.state.step, values, [asdict(figures) for figures in ranks])
 
     def _data_wait_of_ranks(self) -> list[WaitFigures]:
@@ -228,6 +231,7 @@ class Trainer:
         masters = _named_everywhere(self.groups, [group.master for group in self.groups])
         moments = {name: _named_everywhere(self.groups, [adam_state(self.engine.optimizer, group)[name] for group in self.groups]) for name in MOMENTS}
         quarantine = {entry["sample"]: entry for entries in self.world.of_all(self.loader.quarantine) for entry in entries}
+        sources = _summed(self.world.of_all(self.loader.sources(self.state.position, list(quarantine.values()))))
         if self.world.rank == 0:
             tensors = {
                 "student": masters,
@@ -235,14 +239,14 @@ class Trainer:
                 "optimizer": {f"{moment}.{name}": tensor for moment, named in moments.items() for name, tensor in named.items()},
                 "queue": {name: ring for name, ring in self.queue.state_dict().items() if name != "position"},
             }
-            checkpoint.write(self.checkpoints, self.state.step, tensors, self.tokenizer, self._record(list(quarantine.values())))
+            checkpoint.write(self.checkpoints, self.state.step, tensors, self.tokenizer, self._record(list(quarantine.values()), sources))
             checkpoint.remove_old(self.checkpoints, self.config.keep_last)
         self.world.barrier()
         return storage.join(self.checkpoints, checkpoint.name_of(self.state.step))
 
-    def _record(self, quarantine: list[dict[str, Any]]) -> dict[str, Any]:
+    def _record(self, quarantine: list[dict[str, Any]], sources: dict[str, dict[str, float]]) -> dict[str, Any]:
         state = {**asdict(self.state), "adam_step": float(adam_state(self.engine.optimizer, self.groups[0])["step"]), "queue_position": self.queue.position,
-                 "manifest": self.loader.dataset.manifest.number, "quarantine": quarantine}  # fmt: skip
+                 "manifest": self.loader.dataset.pinned, "quarantine": quarantine, "sources": sources}  # fmt: skip
         return {"state": state, "model": self.student.config.model_dump(mode="json"), "training": self.config.model_dump(mode="json")}
 
     def _load(self, saved: checkpoint.Checkpoint) -> None:
@@ -261,6 +265,8 @@ class Trainer:
         self.teacher.load_state_dict(saved.tensors("teacher"))
         self.queue.load_state_dict({**saved.tensors("queue"), "position": state["queue_position"]})
         self.loader.restore_quarantine(state["quarantine"])
+        if self.world.rank == 0:
+            self.loader.restore_bytes_read(state["sources"])
         self.state = TrainingState(Position(**state["position"]), state["step"], state["skipped_steps"], state["skipped_in_a_row"])
         log.info("resumed from %s", saved.path)
 
@@ -296,7 +302,7 @@ def split_of(config: TrainingConfig, world_size: int) -> tuple[int, int]:
 
 # What may differ between a checkpoint and the run that continues it; anything else would be another experiment.
 MAY_CHANGE = {
-    "dataset", "manifest", "micro_batch_size", "num_workers", "torch_threads", "log_every_steps", "save_every_steps", "keep_last",
+    "dataset", "manifest", "cache_gib", "cache_folder", "micro_batch_size", "num_workers", "torch_threads", "log_every_steps", "save_every_steps", "keep_last",
     "evaluate_every_steps", "max_skipped_in_a_row", "zero_stage", "init", "data_wait_window_steps", "data_wait_warn_share",
 }  # fmt: skip
 
@@ -313,6 +319,11 @@ def refuse_changed(config: TrainingConfig, saved: checkpoint.Checkpoint) -> None
                 f"training.{key} is {after.get(key, ABSENT)!r}, but {saved.path} was trained with {before.get(key, ABSENT)!r}; "
                 "set it back, or give run.folder a new name to start another run"
             )
+
+
+def _summed(ranks: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of each dataset: what every rank knows of the order, and the bytes that all of them read."""
+    return {name: {**counters, "bytes": sum(rank[name]["bytes"] for rank in ranks)} for name, counters in ranks[0].items()}
 
 
 def _named_everywhere(groups: Sequence[FlatGroup], shards: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -143,10 +143,13 @@ def _input_mark(stage: str, config: RunConfig, directory: RunDirectory) -> str |
     if stage == "ingest" and config.ingest is not None:
         return _ingest_mark(config.ingest)
     if stage == "train" and config.training is not None:
+        from shards.blend import parse_blend
         from shards.manifest import newest_number, read_manifest
 
-        dataset = config.training.dataset
-        return read_manifest(dataset, config.training.manifest).fingerprint if newest_number(dataset) is not None else None
+        sources = parse_blend(config.training.dataset)
+        if any(newest_number(source.folder) is None for source in sources):
+            return None
+        return fingerprint([read_manifest(source.folder, source.manifest or config.training.manifest).fingerprint for source in sources])
     if stage == "eval":
         from training.checkpoint import read
 

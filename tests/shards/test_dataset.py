@@ -140,12 +140,16 @@ def test_a_flipped_byte_damages_one_sample_and_no_other(make_dataset: MakeDatase
     assert differences[1].endswith("00001.tar row 2: checksum differs from the index")
 
 
-def test_a_shard_of_another_size_is_refused_at_open(make_dataset: MakeDataset) -> None:
+def test_a_shard_of_another_size_is_refused_when_asked_and_when_first_read(make_dataset: MakeDataset) -> None:
     dataset = make_dataset([3, 3])
     with Path(layout.tar_path(dataset.folder, "00001")).open("ab") as file:
         file.write(b"more")
     with pytest.raises(DataError, match=r"^[^\n]*00001\.tar: \d+ bytes, the manifest says \d+[^\n]*$"):
-        Dataset.open(dataset.folder)
+        Dataset.open(dataset.folder).check()
+    reopened = Dataset.open(dataset.folder)
+    assert reopened.read(2).key == dataset.read(2).key
+    with pytest.raises(DataError, match=r"00001\.tar"):
+        reopened.read(3)
     assert any("00001.tar" in line for line in verify(dataset.folder))
 
 
@@ -153,13 +157,13 @@ def test_a_missing_shard_and_a_missing_or_damaged_index_are_named(make_dataset: 
     dataset = make_dataset([3, 3])
     flip_byte(layout.index_path(dataset.folder, "00000"), 60)
     with pytest.raises(DataError, match=r"00000\.albef: the index is damaged"):
-        Dataset.open(dataset.folder)
+        Dataset.open(dataset.folder).check()
     Path(layout.index_path(dataset.folder, "00000")).unlink()
     with pytest.raises(DataError, match=r"00000\.albef: no index"):
-        Dataset.open(dataset.folder)
+        Dataset.open(dataset.folder).check()
     Path(layout.tar_path(dataset.folder, "00000")).unlink()
     with pytest.raises(DataError, match=r"00000\.tar: not found"):
-        Dataset.open(dataset.folder)
+        Dataset.open(dataset.folder).check()
     assert len(verify(dataset.folder)) == 1
 
 
@@ -229,7 +233,7 @@ def test_a_dataset_is_written_to_s3_and_read_from_it(make_dataset: MakeDataset, 
     assert index_folder(remote.folder).num_samples == 9
     storage.remove(layout.tar_path(remote.folder, "00001"))
     with pytest.raises(DataError, match=r"00001\.tar"):
-        Dataset.open(remote.folder)
+        Dataset.open(remote.folder).check()
 
 
 def test_indexes_are_small(make_dataset: MakeDataset) -> None:

@@ -105,7 +105,7 @@ def _linked(source: Path, folder: Path, first: ShardEntry, name: str) -> ShardEn
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         os.link(path_of(str(source), first.name), link)
-    return ShardEntry(name, first.samples, first.captions, first.bytes, first.sha256, first.source)
+    return replace(first, name=name)
 
 
 def _sample(number: int, picture: bytes) -> SampleToWrite:

@@ -1,0 +1,63 @@
+"""What a run draws from: one dataset, or several with their weights, blends within blends."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from pipeline.core.errors import ConfigError
+
+_KEYS = {"dataset", "blend", "weight", "name", "manifest"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset of a blend: its name in logs and state, its folder, its share of the items drawn, and the manifest it is pinned to."""
+
+    name: str
+    folder: str
+    share: Fraction
+    manifest: int | None = None
+
+
+def parse_blend(value: str | dict[str, Any]) -> list[Source]:
+    """The sources of `FOLDER`, or of `{blend: [{dataset: FOLDER, weight: 3}, {blend: [...], weight: 1}]}`; the shares of nested blends are multiplied.
+
+    Raises:
+        ConfigError: one line with the place in the blend, what was found and what would be right.
+    """
+    sources = [Source(_name_of(value), value, Fraction(1))] if isinstance(value, str) else _sources_of(value, Fraction(1), "")
+    names = [source.name for source in sources]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"two datasets of the blend are called {twice[0]!r}; give one of them another `name`")
+    return sources
+
+
+def _sources_of(value: dict[str, Any], share: Fraction, where: str) -> list[Source]:
+    parts = value.get("blend")
+    if not isinstance(parts, list) or not parts:
+        raise ConfigError(f"{where or 'dataset'}: expected a folder, or blend: [...] with a dataset or blend and its weight in each, found {value!r}")
+    places = [f"{where}{'.' if where else ''}blend.{number}" for number in range(len(parts))]
+    weights = [_weight_of(part, place) for part, place in zip(parts, places, strict=True)]
+    found: list[Source] = []
+    for part, weight, place in zip(parts, weights, places, strict=True):
+        own = share * weight / sum(weights)
+        if "blend" in part:
+            found += _sources_of(part, own, place)
+        else:
+            found.append(Source(str(part.get("name") or _name_of(part["dataset"])), part["dataset"], own, part.get("manifest")))
+    return found
+
+
+def _weight_of(part: Any, where: str) -> Fraction:
+    if not isinstance(part, dict) or set(part) - _KEYS or ("dataset" in part) == ("blend" in part):
+        raise ConfigError(f"{where} is {part!r}: expected either dataset or blend, with weight and, for a dataset, name and manifest")
+    if "dataset" in part and (not isinstance(part["dataset"], str) or not isinstance(part.get("manifest", 1), int | None)):
+        raise ConfigError(f"{where} is {part!r}: expected a folder as dataset, and a number as manifest")
+    weight = part.get("weight")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        raise ConfigError(f"{where}.weight is {weight!r}: expected a number above 0, the share of the items drawn beside its neighbours' weights")
+    return Fraction(str(weight))
+
+
+def _name_of(folder: str) -> str:
+    return folder.rstrip("/").rsplit("/", 1)[-1]

@@ -1,0 +1,79 @@
+"""Ask for the next block's bytes while the present one is read, so that a node fetches at an even rate instead of all at once at a block's start."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pipeline.core.errors import AlbefError
+from shards import layout
+from shards.dataset import Part
+from shards.locality import byte_ranges, is_remote
+from shards.order import Block, Epochs
+from shards.ranges import PIECE_BYTES
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What is asked for at a time; the ranks of a node take turns."""
+
+    source: int
+    shard: int
+    start: int
+    end: int
+
+
+class Prefetch:
+    """Follows the steps of one rank; what goes wrong here is met again, and told, by who reads the bytes.
+
+    Args:
+        lanes: those of the node.
+        turn, turns: this rank's number on the node, and the node's ranks.
+        share: of a block, how much the cache has room for beside the blocks in use (0 to 1).
+    """
+
+    def __init__(self, parts: Sequence[Part], epochs: Epochs, lanes: Sequence[int], turn: int, turns: int, share: float) -> None:
+        self.parts, self.epochs, self.lanes, self.turn, self.turns, self.share = parts, epochs, tuple(lanes), turn, turns, share
+        self._asked: dict[tuple[int, int], tuple[tuple[int, int], int]] = {}  # (source, lane) -> the block asked for, and how many of its pieces
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="albef-prefetch")
+        self._running: Future[None] | None = None
+
+    def at(self, epoch: int, step: int) -> None:
+        """The rank begins this step; returns at once, and does nothing while an earlier call is still at work."""
+        if self._running is None or self._running.done():
+            self._running = self._thread.submit(self._ask, epoch, step)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _ask(self, epoch: int, step: int) -> None:
+        with contextlib.suppress(AlbefError):
+            for lane in self.lanes:
+                for block in self.epochs.blocks(epoch, step, lane):
+                    if is_remote(self.parts[block.source].dataset):
+                        self._ask_for(self.epochs.after(block), block.delivered)
+
+    def _ask_for(self, block: Block, due: float) -> None:
+        """As much of the block as is due when that share of the one before it is delivered."""
+        this, place = (block.epoch, block.number), (block.source, block.lane)
+        asked, count = self._asked.get(place, (this, 0))
+        count = count if asked == this else 0
+        pieces = self._pieces(block)
+        wanted = math.ceil(due * self.share * len(pieces))
+        for number in range(count, wanted):
+            if number % self.turns == self.turn:
+                self._fetch(pieces[number])
+        self._asked[place] = (this, max(count, wanted))
+
+    def _pieces(self, block: Block) -> list[_Piece]:
+        return [
+            _Piece(block.source, shard, max(first, start), min(first + PIECE_BYTES, end))
+            for _, shard, start, end in byte_ranges(self.parts, self.epochs, block)
+            for first in range(start - start % PIECE_BYTES, end, PIECE_BYTES)
+        ]
+
+    def _fetch(self, piece: _Piece) -> None:
+        dataset = self.parts[piece.source].dataset
+        entry = dataset.manifest.shards[piece.shard]
+        dataset.reader.prefetch(layout.tar_path(dataset.folder, entry.name), piece.start, piece.end, entry.bytes, entry.sha256)
