@@ -1,16 +1,18 @@
 """A dataset as training reads it: samples by number, each checked against its checksum."""
 
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import storage
-from pipeline.core.errors import DataError, Stopped, StorageUnreachable
+from pipeline.core.errors import ConfigError, DataError, Stopped, StorageUnreachable
 from shards import index, layout, tar
 from shards.held import Held
 from shards.manifest import Manifest, read_manifest
@@ -18,6 +20,7 @@ from shards.order import EpochOver, ItemTable
 from shards.ranges import RangeReader
 
 INDEXES_HELD = 64  # of 30 bytes a sample; a loader says how many it needs
+PAUSE_BEFORE_LOST_S = 1.0  # between the two looks at a shard that seems lost
 PATIENCE_S = 60.0  # with a storage that does not answer; then the run stops, to be continued
 
 _T = TypeVar("_T")
@@ -25,14 +28,19 @@ _R = TypeVar("_R")
 
 
 class DamagedSample(DataError):
-    """The bytes of one sample are not what the index promises, or cannot be decoded; the loader replaces and quarantines it.
+    """One sample's bytes are not what the index promises, or cannot be decoded; the loader replaces and quarantines it.
 
-    `key` is the sample's, or its shard and row where the key itself cannot be trusted.
+    `key` is the sample's, or its shard and row where the key itself cannot be trusted. Where one reason holds for several samples, all of a shard, `samples`
+    says how many, and `before` how many of them come before the one that was asked for.
     """
 
-    def __init__(self, message: str, key: str) -> None:
+    def __init__(self, message: str, key: str, before: int = 0, samples: int = 1) -> None:
         super().__init__(message)
-        self.key = key
+        self.key, self.before, self.samples = key, before, samples
+
+
+class DamagedShard(DamagedSample):
+    """A tar is missing or of another size, or its index missing, damaged or another tar's: none of the shard's samples can be trusted."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Dataset:
         self.reader = reader or RangeReader()
         self._paths = [layout.tar_path(folder, shard.name) for shard in manifest.shards]
         self.shard_starts = np.concatenate([[0], np.cumsum([shard.samples for shard in manifest.shards], dtype=np.int64)]).astype(np.int64)
+        self._lost: dict[int, str] = {}  # shard -> why none of it can be read
         self.indexes: Held[int, index.ShardIndex] = Held(self._checked_index, INDEXES_HELD)
 
     @classmethod
@@ -156,25 +165,68 @@ class Dataset:
         return f"{self._paths[shard]} row {sample - int(self.shard_starts[shard])}"
 
     def read(self, sample: int) -> Sample:
-        """Read one sample.
+        """Read one sample; what is damaged is looked at once more, past any cache, before it counts as damaged.
 
         Raises:
             DamagedSample: its bytes differ from what was indexed, or its members do not parse.
-            DataError, Stopped: the storage fails (never a reason to skip the sample).
+            DamagedShard: its tar or index is missing, damaged, or not what the manifest says.
+            DataError, Stopped: the storage forbids it or fails (never a reason to skip the sample).
         """
         if not 0 <= sample < self.num_samples:
             raise IndexError(sample)
         shard = self.shard_of(sample)
-        entry, held, row = self.manifest.shards[shard], self.indexes(shard), sample - int(self.shard_starts[shard])
-        data = self.reader.read(self._paths[shard], int(held.offset[row]), int(held.length[row]), entry.bytes, identity=entry.sha256)
-        where = self.name_of(sample)
-        if index.crc32c(data) != int(held.crc32c[row]):
-            key = _trusted_key(data, int(held.key_hash[row])) or where.rsplit("/", 1)[-1]
-            raise DamagedSample(f"{where}: checksum differs from the index; `albef shards verify` lists what else is damaged", key)
-        return _parsed(memoryview(data), where)
+        row = sample - int(self.shard_starts[shard])
+        try:
+            return self._read(shard, row, fresh=False)
+        except DamagedShard:
+            raise
+        except DamagedSample:
+            return self._read(shard, row, fresh=True)
 
-    def _captions_of(self, shard: int) -> npt.NDArray[np.uint16]:
-        return self.indexes(shard).captions
+    def _read(self, shard: int, row: int, fresh: bool) -> Sample:
+        entry, path = self.manifest.shards[shard], self._paths[shard]
+
+        def bytes_of(held: index.ShardIndex, fresh: bool) -> bytes:
+            return self.reader.read(path, int(held.offset[row]), int(held.length[row]), entry.bytes, fresh, entry.sha256)
+
+        held = self._unless_lost(shard, row, lambda _: self.indexes(shard))
+        data = self._unless_lost(shard, row, lambda again: bytes_of(held, fresh or again))
+        return _checked_sample(memoryview(data), f"{path} row {row}", held, row)
+
+    def _unless_lost(self, shard: int, row: int, look: Callable[[bool], _T]) -> _T:
+        """What `look` finds, at the second time where it finds damage at the first; a shard that is lost stays lost, so that all of this process agree."""
+        path, samples = self._paths[shard], self.manifest.shards[shard].samples
+        if shard in self._lost:
+            raise DamagedShard(self._lost[shard], path, row, samples)
+        try:
+            return look(False)
+        except DataError as error:
+            self._refuse_what_is_no_damage(error)
+        time.sleep(PAUSE_BEFORE_LOST_S)  # a file system of many nodes may be late
+        try:
+            return look(True)
+        except DataError as error:
+            self._refuse_what_is_no_damage(error)
+            self._lost[shard] = str(error)
+            raise DamagedShard(str(error), path, row, samples) from error
+
+    def _refuse_what_is_no_damage(self, error: DataError) -> None:
+        """Raises the error where the storage answered something else than "not there", and Stopped where all of the dataset is gone: it is not mounted."""
+        if isinstance(error, ConfigError | StorageUnreachable) or (error.__cause__ is not None and not isinstance(error.__cause__, FileNotFoundError)):
+            raise error
+        try:
+            gone = not storage.exists(layout.newest_path(self.index_root))
+        except StorageUnreachable:
+            gone = True
+        if gone or (storage.is_local(self.folder) and not Path(self.folder.removeprefix("file://")).is_dir()):
+            raise Stopped(f"{self.folder}: the dataset is gone ({error}); run the same command again when the storage is back") from error
+
+    def _captions_of(self, shard: int) -> npt.NDArray[np.uint16] | None:
+        """Captions of each sample; None where the shard is lost."""
+        try:
+            return self._unless_lost(shard, 0, lambda _: self.indexes(shard)).captions
+        except DamagedShard:
+            return None
 
     def _every_index(self) -> list[index.ShardIndex]:
         return _in_parallel(self._checked_index, range(len(self.manifest.shards)))
@@ -202,21 +254,41 @@ class Dataset:
         return one
 
 
+def _checked_sample(data: memoryview, where: str, held: index.ShardIndex, row: int) -> Sample:
+    """The sample in these bytes, when they are the ones that were indexed.
+
+    Raises DamagedSample otherwise.
+    """
+    if index.crc32c(data) != int(held.crc32c[row]):
+        key = _trusted_key(data, int(held.key_hash[row])) or where.rsplit("/", 1)[-1]
+        raise DamagedSample(f"{where}: checksum differs from the index; `albef shards verify` lists what else is damaged", key)
+    sample = _parsed(data, where)
+    if min(len(sample.captions), index.MAX_CAPTIONS) != held.captions[row]:
+        found = f"{len(sample.captions)} captions, the index says {held.captions[row]}"
+        raise DamagedSample(f"{where} ({sample.key}): {found}; run `albef shards index` again", sample.key)
+    return sample
+
+
 def _parsed(data: memoryview, where: str) -> Sample:
-    group = next(tar.groups(data, where, whole=False))
-    picture = tar.image_member(group)
-    assert picture is not None, "only groups with a picture are indexed"
+    key = where.rsplit("/", 1)[-1]
     try:
+        group = next(tar.groups(data, where, whole=False))
+        key = group.key
+        picture = tar.image_member(group)
+        if picture is None:
+            raise DataError(f"{where}: {key} has no picture ({group.refused or index.WITHOUT_IMAGE}); run `albef shards index` again")
         metadata = tar.metadata_of(data, group, where)
+    except StopIteration:
+        raise DamagedSample(f"{where}: no sample's members; run `albef shards index` again", key) from None
     except DataError as error:
-        raise DamagedSample(str(error), group.key) from error
-    return Sample(group.key, bytes(data[picture.data : picture.data + picture.size]), tar.captions_of(data, group, metadata), metadata)
+        raise DamagedSample(str(error), key) from error
+    return Sample(key, bytes(data[picture.data : picture.data + picture.size]), tar.captions_of(data, group, metadata), metadata)
 
 
-def _trusted_key(data: bytes, key_hash: int) -> str | None:
+def _trusted_key(data: memoryview, key_hash: int) -> str | None:
     """The key in damaged bytes, if it is the one that was indexed."""
     try:
-        key = next(tar.groups(memoryview(data), "", whole=False)).key
+        key = next(tar.groups(data, "", whole=False)).key
     except (DataError, StopIteration):
         return None
     return key if index.key_hash(key) == key_hash else None

@@ -31,6 +31,7 @@ _MAGIC = b"ALBEFIDX"
 _VERSION = 1
 _DTYPES = ("<u8", "<u8", "<u8", "<u2", "<u4")
 _CRC_PIECE = 2**23
+MAX_CAPTIONS = np.iinfo(np.uint16).max
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _count_captions(data: tar.Readable, group: tar.Group, where: str) -> int:
         metadata = tar.metadata_of(data, group, where)
     except DataError:  # one bad json does not cost the shard: the sample stays an item, and reading it quarantines it by name
         metadata = {}
-    return min(len(tar.captions_of(data, group, metadata)), np.iinfo(np.uint16).max)
+    return min(len(tar.captions_of(data, group, metadata)), MAX_CAPTIONS)
 
 
 def write_index(path: str, index: ShardIndex) -> None:

@@ -80,13 +80,13 @@ class ItemMaker:
             try:
                 return self._made(int(placed.key[row]), sample, caption, draws, out)
             except DamagedSample as damage:
-                on_damage(Damage(sample, damage.key, str(damage), order.epoch, position))
+                on_damage(Damage(sample - damage.before, damage.key, str(damage), order.epoch, position, damage.samples))
             sample, caption = order.item(order.replacement(position, attempt))
         raise DataError(f"{self.dataset.folder}: {_MAX_ATTEMPTS} damaged samples in a row; `albef shards verify` lists them")
 
     def _made(self, key: int, sample: int, caption: int, draws: Draws, out: Picture) -> Item:
         if entry := self.quarantine.of(sample):
-            raise DamagedSample(entry["reason"], entry["key"])
+            raise DamagedSample(entry["reason"], entry["key"], sample - entry["sample"], entry["samples"])
         with self.stage_times.busy("read"):
             read = self.dataset.read(sample)
         try:

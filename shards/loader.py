@@ -17,7 +17,7 @@ from shards.locality import Split, bytes_in_use, is_remote, refuse_small_cache
 from shards.mixing import MixedDataset, refuse_parts_without_items
 from shards.order import EpochOrder, EpochOver, Epochs, OrderSettings, most_portions, order_settings
 from shards.prefetch import Prefetch
-from shards.quarantine import Damage, Quarantine
+from shards.quarantine import Damage, Entry, Quarantine
 from shards.ranges import PIECE_BYTES
 from shards.shares import Shares
 from shards.stage_times import StageTimes
@@ -126,6 +126,15 @@ class ShardLoader(Generic[BatchT]):
     def quarantine(self) -> list[dict[str, Any]]:
         """Damaged samples met in the steps delivered so far: sample, key, reason, where first met, and how often replaced."""
         return self._quarantine.entries
+
+    @property
+    def quarantine_counts(self) -> tuple[int, int]:
+        """Samples in the quarantine that every rank knows of, and those the other ranks have not been told of."""
+        return self._quarantine.num_shared, self._quarantine.num_unshared
+
+    def share_quarantine(self, of_all: Callable[[list[Entry]], list[list[Entry]]]) -> list[Entry]:
+        """The quarantine of all ranks, counted as one rank would have; every rank must call. `of_all` gives every rank's value on every rank."""
+        return self._quarantine.share(of_all)
 
     def restore_quarantine(self, entries: Sequence[dict[str, Any]]) -> None:
         """Take over a checkpoint's quarantine: what it lists stays replaced, even where the shard was repaired since."""

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.errors import ConfigError
 from pipeline.core.run_directory import fingerprint
 from shards.held import Held
 from shards.random_stream import BLOCK_ORDER, CAPTION, FIRST_ITEM, REPLACEMENT, SHARD_ORDER, hashes, item_keys, permutation, permuted, uniforms
@@ -105,10 +105,10 @@ class ItemTable:
     Args:
         shard_starts: samples before each shard, and in all, `[shards + 1]`.
         shard_items: items of each shard, `[shards]`.
-        captions_of: how many captions each sample of a shard has; asked when the shard is first needed.
+        captions_of: how many captions each sample of a shard has, None where the shard is lost; asked when the shard is first needed.
     """
 
-    def __init__(self, shard_starts: Integers, shard_items: Integers, captions_of: Callable[[int], Captions], epoch_over: EpochOver) -> None:
+    def __init__(self, shard_starts: Integers, shard_items: Integers, captions_of: Callable[[int], Captions | None], epoch_over: EpochOver) -> None:
         self.shard_starts, self.epoch_over = shard_starts, epoch_over
         self.item_starts: Integers = np.concatenate([[0], np.cumsum(shard_items, dtype=np.int64)])
         self.captions_of = captions_of
@@ -132,16 +132,16 @@ class ItemTable:
         for shard in np.unique(shards):
             rows = shards == shard
             place = numbers[rows] - self.item_starts[shard]
-            ends = self.ends(int(shard))
-            if ends is None:  # any sample of the shard: reading it will fail
+            ends, captions = self.ends(int(shard)), None if self.epoch_over == "pairs" else self.captions_of(int(shard))
+            if ends is None or (captions is None and self.epoch_over == "images"):  # any sample of the shard: reading it will fail
                 sample[rows], caption[rows] = self.shard_starts[shard], 0
                 continue
             within = np.searchsorted(ends, place, side="right")
             sample[rows] = self.shard_starts[shard] + within
-            if self.epoch_over == "pairs":
+            if captions is None:
                 caption[rows] = place - np.where(within > 0, ends[within - 1], 0)
             else:
-                caption[rows] = uniforms(keys[rows], CAPTION, 1)[:, 0] * self.captions_of(int(shard))[within]
+                caption[rows] = uniforms(keys[rows], CAPTION, 1)[:, 0] * captions[within]
         return sample, caption
 
     def samples_of(self, portion: Portion) -> tuple[int, int]:
@@ -153,10 +153,9 @@ class ItemTable:
         return int(first), int(last)
 
     def _ends(self, shard: int) -> npt.NDArray[np.uint32] | None:
-        """Items up to the end of each sample; None where the shard is damaged."""
-        try:
-            captions = self.captions_of(shard)
-        except DataError:  # who reads from the shard will meet it, too, and decides
+        """Items up to the end of each sample; None where the shard is lost."""
+        captions = self.captions_of(shard)
+        if captions is None:
             return None
         return np.cumsum(captions if self.epoch_over == "pairs" else captions > 0, dtype=np.uint32)
 

@@ -103,7 +103,7 @@ class RangeReader:
         if start + length > total:
             raise DataError(f"{path}: bytes up to {start + length} are asked for, the manifest says {total}; run `albef shards index` again")
         if storage.is_local(path):
-            return self._read_local(path, start, length, total)
+            return self._read_local(path, start, length, total, fresh)
         pieces = list(self._pieces(path, start, start + length, total, identity))
         if len(pieces) > 1:
             self.prefetch(path, pieces[1].start, start + length, total, identity)
@@ -175,7 +175,10 @@ class RangeReader:
                     self._cache = _cache(self.options)
         return self._cache
 
-    def _read_local(self, path: str, start: int, length: int, total: int) -> bytes:
+    def _read_local(self, path: str, start: int, length: int, total: int, fresh: bool) -> bytes:
+        if fresh:
+            with self._lock:
+                self._files.pop(path, None)  # the file may have been replaced since it was opened
         file = self._local_file(path)  # kept alive here, so that another thread's opening closes it only after this read
         try:
             data = os.pread(file.descriptor, length, start)

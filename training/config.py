@@ -100,6 +100,12 @@ class TrainingConfig(Section):
     keep_last: int = Field(default=2, ge=1, description="checkpoints kept, the newest ones")
     evaluate_every_steps: int | None = Field(default=None, ge=1, description="optimizer steps between evaluations on the validation split; null never")
     max_skipped_in_a_row: int = Field(default=10, ge=1, description="skipped steps (non-finite loss or gradient) in a row before the run stops")
+    quarantine_budget: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of the dataset's samples that may be damaged and replaced before the run ends with exit code 3: a few lost shards, not a lost copy",
+    )
 
     @field_validator("dataset")
     @classmethod

@@ -17,6 +17,7 @@ from pipeline.core import stopping, storage
 from pipeline.core.choice import chosen_from
 from pipeline.core.errors import ConfigError, Stopped
 from shards.loader import Position, ShardLoader
+from shards.quarantine import Entry, num_samples
 from training import checkpoint, distributed, schedule
 from training.batch import Batch
 from training.config import TrainingConfig
@@ -30,6 +31,7 @@ from training.losses import LOSSES
 from training.metrics import Metrics
 from training.objective import Pretrainer, StepOutput
 from training.optim import parameter_groups
+from training.quarantine_budget import QuarantineBudget, write_quarantine
 from training.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ def run(config: TrainingConfig, run_folder: Path, evaluate: Evaluate | None = No
         Counters, the last losses and the last checkpoint's path.
 
     Raises:
+        BelowFloor: more of the dataset is in quarantine than the budget allows; a checkpoint was written.
         Stopped: a signal, a STOP file or too many skipped steps in a row; a checkpoint was written.
         UserError: the configuration does not fit the data, the ranks or the checkpoint.
     """
@@ -90,6 +93,7 @@ class Trainer:
             self._load(resumed)
         self._data_warned_at = -config.data_wait_window_steps
         self.data_wait = DataWait(self.loader.stage_times, config.data_wait_window_steps)
+        self.quarantine_budget = QuarantineBudget(config.quarantine_budget, dataset.num_samples, dataset.name_of)
         self.metrics = Metrics(run_folder / "train", self.state.step, config.log_every_steps) if world.rank == 0 else None
         log.info(
             "stage train: DeepSpeed ZeRO-%d %s, %d rank(s) x %d pairs x %d accumulation, %d items, step %d of %d, %.1fM parameters",
@@ -100,6 +104,7 @@ class Trainer:
     def train(self) -> dict[str, Any]:
         """Every remaining step, with hooks after each; the loop of the whole package."""
         stopping.raise_if_stopping(self.run_folder)
+        self.quarantine_budget.check(self.loader.quarantine)
         losses: dict[str, float] = {}
         waiting_since = time.perf_counter()
         if self.state.step < self.total_steps:
@@ -118,7 +123,7 @@ class Trainer:
                 if self.state.step >= self.total_steps:
                     break
         return {"steps": self.state.step, "skipped_steps": self.state.skipped_steps, "pairs": self.state.step * self.config.global_batch_size,
-                "losses": losses, "checkpoint": checkpoint.read(self.checkpoints).path, "quarantined": len(self.loader.quarantine)}  # fmt: skip
+                "losses": losses, "checkpoint": checkpoint.read(self.checkpoints).path, "quarantined": num_samples(self.loader.quarantine)}  # fmt: skip
 
     def close(self) -> None:
         self.loader.close()
@@ -209,29 +214,34 @@ class Trainer:
     def _after_step(self) -> None:
         """Save, evaluate, stop: in this order, so that whatever ends the run leaves a checkpoint."""
         step, config = self.state.step, self.config
-        reason = self._stop_reason()
+        reason, within_budget = self._asked_of_all()
         scored = self._evaluate is not None and config.evaluate_every_steps is not None and step % config.evaluate_every_steps == 0
-        if reason or scored or step % config.save_every_steps == 0 or step >= self.total_steps:
+        if reason or scored or not within_budget or step % config.save_every_steps == 0 or step >= self.total_steps:
             path = self._save()
             if scored and self.metrics and self._evaluate:
                 self.metrics.record(step, {f"val/{name}": value for name, value in self._evaluate(Path(path)).items()})
             self.world.barrier()
+        self.quarantine_budget.check([] if within_budget else self.loader.quarantine)
         if reason and step < self.total_steps:
             raise Stopped(f"training stopped at step {step} of {self.total_steps}: {reason}; {stopping.how_to_continue(reason)}")
 
-    def _stop_reason(self) -> str | None:
-        """The same answer on every rank: one rank's signal stops all at the same step."""
+    def _asked_of_all(self) -> tuple[str | None, bool]:
+        """Why to stop, and whether the quarantine is within its budget: the same answers on every rank, so that all stop at the same step."""
         own = stopping.stop_reason(self.run_folder)
         if self.state.skipped_in_a_row >= self.config.max_skipped_in_a_row:
             own = f"{self.state.skipped_in_a_row} steps in a row were skipped for a non-finite loss or gradient"
-        anyone = self.world.mean(torch.tensor([float(own is not None)], device=self.world.device)).item() > 0
-        return (own or "another rank was asked to stop") if anyone else None
+        shared, unshared = self.loader.quarantine_counts
+        asked = torch.tensor([float(own is not None), float(unshared)], device=self.world.device)
+        anyone, unshared_by_all = (self.world.mean(asked) * self.world.world_size).tolist()
+        within_budget = self.quarantine_budget.allows(shared + round(unshared_by_all))  # of what several ranks met too much is counted: then count exactly
+        within_budget = within_budget or self.quarantine_budget.allows(num_samples(self.loader.share_quarantine(self.world.of_all)))
+        return (own or "another rank was asked to stop") if anyone else None, within_budget
 
     def _save(self) -> str:
         masters = _named_everywhere(self.groups, [group.master for group in self.groups])
         moments = {name: _named_everywhere(self.groups, [adam_state(self.engine.optimizer, group)[name] for group in self.groups]) for name in MOMENTS}
-        quarantine = {entry["sample"]: entry for entries in self.world.of_all(self.loader.quarantine) for entry in entries}
-        sources = _summed(self.world.of_all(self.loader.sources(self.state.position, list(quarantine.values()))))
+        quarantine = self.loader.share_quarantine(self.world.of_all)
+        sources = _summed(self.world.of_all(self.loader.sources(self.state.position, quarantine)))
         if self.world.rank == 0:
             tensors = {
                 "student": masters,
@@ -239,12 +249,13 @@ class Trainer:
                 "optimizer": {f"{moment}.{name}": tensor for moment, named in moments.items() for name, tensor in named.items()},
                 "queue": {name: ring for name, ring in self.queue.state_dict().items() if name != "position"},
             }
-            checkpoint.write(self.checkpoints, self.state.step, tensors, self.tokenizer, self._record(list(quarantine.values()), sources))
+            checkpoint.write(self.checkpoints, self.state.step, tensors, self.tokenizer, self._record(quarantine, sources))
+            write_quarantine(self.run_folder / "train", quarantine, self.quarantine_budget)
             checkpoint.remove_old(self.checkpoints, self.config.keep_last)
         self.world.barrier()
         return storage.join(self.checkpoints, checkpoint.name_of(self.state.step))
 
-    def _record(self, quarantine: list[dict[str, Any]], sources: dict[str, dict[str, float]]) -> dict[str, Any]:
+    def _record(self, quarantine: list[Entry], sources: dict[str, dict[str, float]]) -> dict[str, Any]:
         state = {**asdict(self.state), "adam_step": float(adam_state(self.engine.optimizer, self.groups[0])["step"]), "queue_position": self.queue.position,
                  "manifest": self.loader.dataset.pinned, "quarantine": quarantine, "sources": sources}  # fmt: skip
         return {"state": state, "model": self.student.config.model_dump(mode="json"), "training": self.config.model_dump(mode="json")}
@@ -303,7 +314,7 @@ def split_of(config: TrainingConfig, world_size: int) -> tuple[int, int]:
 # What may differ between a checkpoint and the run that continues it; anything else would be another experiment.
 MAY_CHANGE = {
     "dataset", "manifest", "cache_gib", "cache_folder", "micro_batch_size", "num_workers", "torch_threads", "log_every_steps", "save_every_steps", "keep_last",
-    "evaluate_every_steps", "max_skipped_in_a_row", "zero_stage", "init", "data_wait_window_steps", "data_wait_warn_share",
+    "evaluate_every_steps", "max_skipped_in_a_row", "quarantine_budget", "zero_stage", "init", "data_wait_window_steps", "data_wait_warn_share",
 }  # fmt: skip
 
 

@@ -1,0 +1,42 @@
+"""How much of a dataset a run may do without: the quarantine of all ranks held against the share the user allows."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core import storage
+from pipeline.core.errors import BelowFloor
+from shards.quarantine import Entry, by_shard, num_samples
+
+NAMED = 3  # shards in the line that ends a run
+
+
+@dataclass(frozen=True)
+class QuarantineBudget:
+    """`share` of `samples` may be in quarantine; `name_of` names a sample's shard and row."""
+
+    share: float
+    samples: int
+    name_of: Callable[[int], str]
+
+    def allows(self, quarantined: int) -> bool:
+        return quarantined <= self.share * self.samples
+
+    def check(self, entries: Sequence[Entry]) -> None:
+        """Raises BelowFloor, naming the worst shards, when more is in quarantine than the share allows."""
+        quarantined = num_samples(entries)
+        if self.allows(quarantined):
+            return
+        worst = "; ".join(f"{shard} ({count}, e.g. {reason})" for shard, count, reason in by_shard(entries, self.name_of)[:NAMED])
+        raise BelowFloor(
+            f"training: {quarantined} of {self.samples} samples ({100 * quarantined / self.samples:.2g} %) are in quarantine, training.quarantine_budget "
+            f"allows {100 * self.share:g} %; worst: {worst}; copy those shards again into a new manifest, or raise the budget to go on without them"
+        )
+
+
+def write_quarantine(folder: Path, entries: Sequence[Entry], budget: QuarantineBudget) -> None:
+    """`<folder>/quarantine.json` for people and the report: the entries, and their sum per shard."""
+    shards = [{"shard": shard, "samples": count, "reason": reason} for shard, count, reason in by_shard(entries, budget.name_of)]
+    record = {"samples": num_samples(entries), "of": budget.samples, "budget": budget.share, "shards": shards, "entries": list(entries)}
+    storage.write_bytes(str(folder / "quarantine.json"), json.dumps(record, indent=1, ensure_ascii=False).encode())
