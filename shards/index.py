@@ -84,6 +84,14 @@ def crc32c(data: bytes | memoryview) -> int:
     return int(google_crc32c.value(np.frombuffer(data, np.uint8)))  # it refuses a memoryview, and a copy costs as much as the sum
 
 
+def crc32c_of(data: tar.Readable, start: int, end: int) -> int:
+    """Of the bytes [start, end), a few megabytes at a time."""
+    checksum = 0
+    for piece in range(start, end, _CRC_PIECE):
+        checksum = google_crc32c.extend(checksum, np.frombuffer(data[piece : min(piece + _CRC_PIECE, end)], np.uint8))
+    return checksum
+
+
 def from_rows(rows: Sequence[Row], tar_bytes: int, without_image: int = 0) -> ShardIndex:
     return ShardIndex(
         key_hash=np.array([key_hash(row.key) for row in rows], dtype=np.uint64),
@@ -127,7 +135,7 @@ def _walked(data: tar.Readable, where: str) -> tuple[ShardIndex, Counter[str]]:
         groups_of[group.key] += 1
         reason = group.refused or (WITHOUT_IMAGE if tar.image_member(group) is None else None)
         if reason is None:
-            rows.append(Row(group.key, group.start, group.end - group.start, _count_captions(data, group, where), _crc32c_of(data, group)))
+            rows.append(Row(group.key, group.start, group.end - group.start, _count_captions(data, group, where), crc32c_of(data, group.start, group.end)))
         else:
             _leave_out(left_out, reason, f"{where}: {group.key} at byte {group.start}")
     for row in rows:
@@ -140,13 +148,6 @@ def _leave_out(left_out: Counter[str], reason: str, what: str) -> None:
     left_out[reason] += 1
     if reason != WITHOUT_IMAGE and left_out[reason] <= NAMED:
         log.warning("left out (%s): %s", reason, what)
-
-
-def _crc32c_of(data: tar.Readable, group: tar.Group) -> int:
-    checksum = 0
-    for start in range(group.start, group.end, _CRC_PIECE):
-        checksum = google_crc32c.extend(checksum, np.frombuffer(data[start : min(start + _CRC_PIECE, group.end)], np.uint8))
-    return checksum
 
 
 def _count_captions(data: tar.Readable, group: tar.Group, where: str) -> int:

@@ -180,10 +180,10 @@ class Listed:
 def list_sizes(path: str) -> dict[str, Listed]:
     """The files directly in a folder, by name, sorted; empty when the folder does not exist. One request for a thousand of them."""
     found = {}
-    for entry in _entries(path, "file"):
+    for name, entry in sorted(_entries(path, "file").items()):
         version = entry.get("ETag") or entry.get("mtime") or entry.get("LastModified")
-        found[_name_of(entry)] = Listed(int(entry["size"] or 0), str(version).strip('"'))
-    return dict(sorted(found.items()))
+        found[name] = Listed(int(entry["size"] or 0), str(version).strip('"'))
+    return found
 
 
 def list_folders(path: str) -> list[str]:
@@ -192,22 +192,18 @@ def list_folders(path: str) -> list[str]:
 
 
 def _names(path: str, kind: str) -> list[str]:
-    return sorted(_name_of(entry) for entry in _entries(path, kind))
+    return sorted(_entries(path, kind))
 
 
-def _entries(path: str, kind: str) -> list[dict[str, Any]]:
+def _entries(path: str, kind: str) -> dict[str, dict[str, Any]]:
     with errors_named(path):
         fs, inner = filesystem(path)
         fs.invalidate_cache()  # object stores cache listings; another process may have written since
         try:
             entries: list[dict[str, Any]] = fs.ls(inner, detail=True)
         except FileNotFoundError:
-            return []
-        return [entry for entry in entries if entry["type"] == kind]
-
-
-def _name_of(entry: dict[str, Any]) -> str:
-    return str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
+            return {}
+        return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry for entry in entries if entry["type"] == kind}
 
 
 def make_folder(path: str) -> None:
