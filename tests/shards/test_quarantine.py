@@ -3,21 +3,23 @@
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core import storage
 from pipeline.core.errors import Stopped
 from shards import dataset as dataset_module
 from shards import index, layout, manifest, writer
 from shards.dataset import DamagedSample, DamagedShard, Dataset
 from shards.loader import Position, ShardLoader
 from shards.quarantine import Damage, Quarantine, by_shard, num_samples
+from shards.ranges import RangeReader
 from shards.transforms import PretrainTransform
 
 from .conftest import MakeDataset, samples
@@ -96,7 +98,7 @@ def test_ranks_together_count_what_one_rank_would_have_counted(damaged: Dataset,
 
 def test_a_lost_shard_is_one_entry_and_everything_else_is_delivered(damaged: Dataset) -> None:
     one = loader(damaged, num_workers=2)
-    delivered = Counter(sample for batches, _ in islice(one.from_position(one.start()), one.steps_per_epoch) for sample in batches[0])
+    delivered = Counter(sample for batches, _ in islice(one.from_position(one.start()), 3 * one.steps_per_epoch) for sample in batches[0])
     one.close()
     assert set(delivered) <= set(range(24)) - {3, 15, 20}
     listed = {entry["sample"]: entry for entry in one.quarantine}
@@ -109,6 +111,32 @@ def test_a_lost_shard_is_one_entry_and_everything_else_is_delivered(damaged: Dat
     assert one.quarantine_counts == (0, 8)
     shards = by_shard(one.quarantine, damaged.name_of)
     assert [(shard.rsplit("/", 1)[-1], count) for shard, count, _ in shards] == [("00002.tar", 5), ("00001.tar", 2), ("00000.tar", 1)]
+
+
+@pytest.mark.parametrize("epoch_over", ["pairs", "images"])
+@pytest.mark.parametrize("lose", ["tar", "index", "size", "damaged index", "index of another tar"])
+def test_whatever_is_lost_of_a_shard_the_rest_is_delivered_and_the_shard_listed_once(
+    make_dataset: MakeDataset, flip_byte: Callable[[str, int], None], lose: str, epoch_over: Any
+) -> None:
+    folder = make_dataset([12, 5, 12]).folder
+    tar_path, index_path = Path(layout.tar_path(folder, "00001")), Path(layout.index_path(folder, "00001"))
+    if lose == "tar":
+        tar_path.unlink()
+    elif lose == "index":
+        index_path.unlink()
+    elif lose == "size":
+        tar_path.write_bytes(tar_path.read_bytes() + bytes(512))
+    elif lose == "damaged index":
+        flip_byte(str(index_path), 60)
+    else:
+        index_path.write_bytes(Path(layout.index_path(folder, "00000")).read_bytes())
+    one = loader(Dataset.open(folder), epoch_over=epoch_over)
+    delivered = {sample for batches, _ in islice(one.from_position(one.start()), 4 * one.steps_per_epoch) for sample in batches[0]}
+    assert delivered == {*range(12), *range(17, 29)}
+    (entry,) = one.quarantine
+    assert (entry["sample"], entry["samples"], entry["key"]) == (12, 5, str(tar_path))
+    assert "00001" in entry["reason"]
+    assert entry["replaced"] > 1
 
 
 def test_a_quarantined_shard_stays_replaced_where_it_is_back(damaged: Dataset, make_dataset: MakeDataset) -> None:
@@ -124,19 +152,20 @@ def test_a_quarantined_shard_stays_replaced_where_it_is_back(damaged: Dataset, m
     assert resumed.quarantine == one.quarantine
 
 
-def test_damage_that_a_second_look_does_not_find_costs_nothing(make_dataset: MakeDataset, s3_bucket: str) -> None:
-    """Damaged bytes in a node's cache, and whole ones where they came from."""
-    remote = make_dataset([6], f"{s3_bucket}/set")
-    path = layout.tar_path(remote.folder, "00000")
-    whole, sample = storage.read_bytes(path), remote.read(2)
-    changed = bytearray(whole)
-    changed[int(index.read_index(layout.index_path(remote.folder, "00000")).offset[2]) + 700] ^= 1
-    storage.write_bytes(path, bytes(changed))
-    reader = Dataset.open(remote.folder)
-    with pytest.raises(DamagedSample):
-        reader.read(2)
-    storage.write_bytes(path, whole)
-    assert reader.read(2) == sample
+def test_a_bad_disk_under_the_cache_costs_no_sample(make_dataset: MakeDataset, s3_bucket: str, tmp_path: Path) -> None:
+    """Where the bytes came from they are whole: the second look passes by the cache."""
+    folder = make_dataset([6], f"{s3_bucket}/set").folder
+    dataset = Dataset.open(folder, reader=RangeReader(cache_dir=str(tmp_path / "cache")))
+    sample, where = dataset.read(2), int(index.read_index(layout.index_path(folder, "00000")).offset[2]) + 700
+    pieces = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size >= dataset.manifest.shards[0].bytes]
+    assert pieces
+    for path in pieces:
+        with path.open("r+b") as file:
+            file.seek(where)
+            file.write(bytes([sample.image[0] ^ 0xFF]) * 8)
+    fetched = dataset.reader.counters["requests"]
+    assert dataset.read(2) == sample
+    assert dataset.reader.counters["requests"] == fetched + 1
 
 
 def test_a_dataset_that_is_gone_as_a_whole_stops_the_run_and_quarantines_nothing(make_dataset: MakeDataset) -> None:
@@ -159,10 +188,12 @@ def test_a_shard_that_shrank_while_in_use_is_a_lost_shard(make_dataset: MakeData
 
 
 def test_captions_the_index_does_not_know_are_damage_not_a_crash(make_dataset: MakeDataset) -> None:
-    dataset = make_dataset([3])
-    dataset.captions_per_sample[1] = 9  # as an index of another tool's making says
-    with pytest.raises(DamagedSample, match=r"2 captions, the index says 9"):
-        dataset.read(1)
+    """An index of another program's making, with the right sum."""
+    folder = make_dataset([3]).folder
+    path = layout.index_path(folder, "00000")
+    index.write_index(path, replace(index.read_index(path), captions=np.array([3, 2, 1], np.uint16)))
+    with pytest.raises(DamagedSample, match=r"1 captions, the index says 3"):
+        Dataset.open(folder).read(0)
 
 
 def share(world: list[Quarantine], before: tuple[Any, ...] = ()) -> list[Any]:
