@@ -28,11 +28,12 @@ def verify(folder: str, manifest: int | None = None, index_root: str | None = No
     return differences
 
 
-def lost_shards(folder: str, manifest: Manifest) -> list[str]:
-    """One line for each shard whose tar is missing or of another size, from one listing of the folder: a check that costs nearly nothing."""
+def lost_shards(folder: str, manifest: Manifest) -> list[tuple[int, str]]:
+    """(number of the shard, what is wrong) where a tar is missing or of another size, from one listing of the folder: a check that costs nearly nothing."""
     sizes = {name: file.size for name, file in storage.list_sizes(folder).items()}
-    found = [(layout.tar_path(folder, shard.name), sizes.get(f"{shard.name}.tar"), shard.bytes) for shard in manifest.shards]
-    return [f"{path}: missing" if size is None else _another_size(path, size, promised) for path, size, promised in found if size != promised]
+    found = [(number, layout.tar_path(folder, shard.name), sizes.get(f"{shard.name}.tar"), shard.bytes) for number, shard in enumerate(manifest.shards)]
+    wrong = [(number, path, size, promised) for number, path, size, promised in found if size != promised]
+    return [(number, f"{path}: missing" if size is None else _another_size(path, size, promised)) for number, path, size, promised in wrong]
 
 
 def _shard_differences(folder: str, root: str, shard: ShardEntry) -> list[str]:

@@ -25,6 +25,7 @@ from training.config import TrainingConfig
 from training.device_augment import DrawnRandAugment
 from training.distributed import World
 from training.masking import gumbel_noise, mask_tokens
+from training.quarantine_budget import QuarantineBudget, check_shards
 from training.tokenizer import Tokenizer, train_vocabulary
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,9 @@ class Collate:
 def open_dataset(config: TrainingConfig, resumed: Checkpoint | None, check: bool) -> Dataset | MixedDataset:
     """The dataset, or the blend, with the manifests this run pins: the configured ones, the checkpoint's, or the newest.
 
-    `check` looks at every shard; one rank does it for all.
+    `check` looks for lost shards; one rank does it for all.
+
+    Raises BelowFloor when more of it is lost than training.quarantine_budget allows.
     """
     sources = parse_blend(config.dataset)
     saved = resumed.state["manifest"] if resumed else {}
@@ -87,7 +90,7 @@ def open_dataset(config: TrainingConfig, resumed: Checkpoint | None, check: bool
         pinned = {sources[0].name: config.manifest}
     dataset = open_blend(sources, pinned, RangeReader(int(config.cache_gib * 2**30), config.cache_folder))
     if check:
-        dataset.check()
+        check_shards(dataset, QuarantineBudget(config.quarantine_budget, dataset.num_samples, dataset.name_of))
     for part in dataset.parts:
         found = part.dataset.manifest
         log.info(

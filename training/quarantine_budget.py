@@ -1,13 +1,19 @@
 """How much of a dataset a run may do without: the quarantine of all ranks held against the share the user allows."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core import storage
 from pipeline.core.errors import BelowFloor
+from shards.dataset import Dataset
+from shards.mixing import MixedDataset
 from shards.quarantine import Entry, by_shard, num_samples
+from shards.verify import lost_shards
+
+log = logging.getLogger(__name__)
 
 NAMED = 3  # shards in the line that ends a run
 
@@ -33,6 +39,22 @@ class QuarantineBudget:
             f"training: {quarantined} of {self.samples} samples ({100 * quarantined / self.samples:.2g} %) are in quarantine, training.quarantine_budget "
             f"allows {100 * self.share:g} %; worst: {worst}; copy those shards again into a new manifest, or raise the budget to go on without them"
         )
+
+
+def check_shards(dataset: Dataset | MixedDataset, budget: QuarantineBudget) -> None:
+    """Name the shards that one listing of each folder shows to be lost, before the first step.
+
+    Raises BelowFloor when they alone are more than the budget allows.
+    """
+    entries: list[Entry] = []
+    before = 0
+    for part in dataset.parts:
+        for shard, reason in lost_shards(part.dataset.folder, part.dataset.manifest):
+            log.warning("lost: %s; its samples will be replaced and listed in the quarantine", reason)
+            first = before + int(part.dataset.shard_starts[shard])
+            entries.append({"sample": first, "samples": part.dataset.manifest.shards[shard].samples, "reason": reason})
+        before += part.dataset.num_samples
+    budget.check(entries)
 
 
 def write_quarantine(folder: Path, entries: Sequence[Entry], budget: QuarantineBudget) -> None:

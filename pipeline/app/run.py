@@ -112,6 +112,8 @@ def _run_unless_finished(stage: str, config: RunConfig, directory: RunDirectory)
     finished = _finished_result(stage, config, directory)
     if finished is not None:
         log.info("stage %s: finished before, skipped", stage)
+        if stage == "ingest" and config.ingest is not None:
+            _tell_lost_shards(config.ingest.output)
         return finished
     log.info("stage %s", stage)
     started = time.monotonic()
@@ -128,6 +130,15 @@ def _finished_result(stage: str, config: RunConfig, directory: RunDirectory) -> 
         return None
     result: Result = record["result"]
     return result
+
+
+def _tell_lost_shards(dataset: str) -> None:
+    """A record says that the dataset was made, not that it is still there."""
+    from shards.manifest import read_manifest
+    from shards.verify import lost_shards
+
+    for _, reason in lost_shards(dataset, read_manifest(dataset)):
+        log.warning("lost since: %s; `albef shards verify %s` holds all of it against its manifest", reason, dataset)
 
 
 def _fingerprint(stage: str, config: RunConfig, directory: RunDirectory) -> str:

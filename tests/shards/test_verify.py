@@ -102,6 +102,7 @@ def test_one_listing_finds_the_lost_shards(make_dataset: MakeDataset, s3_bucket:
     assert lost_shards(dataset.folder, dataset.manifest) == []
     storage.remove(layout.tar_path(dataset.folder, "00001"))
     storage.write_bytes(layout.tar_path(dataset.folder, "00002"), b"short")
-    found = [line.rsplit("/", 1)[-1] for line in lost_shards(dataset.folder, dataset.manifest)]
-    assert found[0] == "00001.tar: missing"
-    assert found[1].startswith("00002.tar: 5 bytes, the manifest says")
+    (missing, first), (short, second) = lost_shards(dataset.folder, dataset.manifest)
+    assert (missing, short) == (1, 2)
+    assert first.endswith("/00001.tar: missing")
+    assert "/00002.tar: 5 bytes, the manifest says" in second
