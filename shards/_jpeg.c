@@ -11,6 +11,10 @@ Every pixel equals the one of the whole picture's decode. Errors and warnings al
 
 #include <jpeglib.h>
 
+#if !defined(LIBJPEG_TURBO_VERSION_NUMBER) || LIBJPEG_TURBO_VERSION_NUMBER < 2001005
+#error "libjpeg-turbo 2.1.5 or newer is needed: older ones were not tested for crops that equal the whole picture's"
+#endif
+
 #define CHANNELS 3
 #define MARGIN 2      /* pixels decoded beside the crop: smooth chroma upsampling looks at one neighbour, two pixels wide */
 #define EXIF_BYTES 6  /* of an EXIF segment's name */

@@ -4,13 +4,14 @@ Plain JPEGs go through libjpeg-turbo (our own binding where it was built, else s
 """
 
 import io
+import struct
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.core.errors import DataError
 from shards import native
@@ -18,6 +19,15 @@ from shards import native
 MAX_PIXELS = 64_000_000
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _END_OF_IMAGE = b"\xff\xd9"
 
 Picture = npt.NDArray[np.uint8]
@@ -133,9 +143,17 @@ def _is_upright(data: bytes) -> bool:
     """Whether the EXIF asks for no turning."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return int(image.getexif().get(_ORIENTATION, 1)) == 1
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, Image.DecompressionBombError):
+            return _turn(image) is None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         return False  # Pillow decodes it, or says what is wrong
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes it upright. An EXIF that cannot be read asks for nothing, as in browsers."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except (struct.error, ValueError, SyntaxError, TypeError, OSError, EOFError):
+        return None
 
 
 def _refuse_large(width: int, height: int, max_pixels: int) -> None:
@@ -147,7 +165,8 @@ def _by_pillow(data: bytes, max_pixels: int) -> Picture:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _refuse_large(image.width, image.height, max_pixels)
-            upright = ImageOps.exif_transpose(image)
+            turn = _turn(image)
+            upright = image if turn is None else image.transpose(turn)
             if upright.has_transparency_data:
                 paper = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(paper, upright.convert("RGBA"))

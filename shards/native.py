@@ -21,11 +21,10 @@ jpeg, resize = _built("_jpeg"), _built("_resize")
 @functools.cache
 def tell_what_is_missing() -> None:
     """One warning a process where pictures take the slower way."""
-    missing = [f"{work} ({needed})" for module, work, needed in ((jpeg, "decoding only the crop", "libjpeg-turbo's headers"), (resize, "resizing", "gcc"))
-               if module is None]  # fmt: skip
+    missing = [work for module, work in ((jpeg, "decoding only the crop"), (resize, "resizing")) if module is None]
     if missing:
         log.warning(
-            "not compiled, so the same pixels take longer: %s; to have it, install a C compiler and libjpeg62-turbo-dev (Debian) or "
-            "libjpeg-turbo-devel (Fedora), then `pip install -e .` again",
-            ", ".join(missing),
+            "%s not compiled, so the same pixels take longer; to have it, install a C compiler and the headers of libjpeg-turbo 2.1.5 or newer "
+            "(libjpeg62-turbo-dev on Debian, libjpeg-turbo-devel on Fedora), then `pip install -e .` again",
+            " and ".join(missing) + (" are" if len(missing) > 1 else " is"),
         )
