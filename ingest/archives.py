@@ -1,19 +1,18 @@
 """Pictures in archives the user has: where they lie in zips and tars, local or on S3, and their bytes, with nothing unpacked to disk."""
 
 import contextlib
-import mmap
 import struct
 import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from ingest.outcomes import Ended, Outcome
 from ingest.pair import Member
 from pipeline.core import storage
 from pipeline.core.errors import DataError
 from shards import tar
+from shards.tar_stream import LocalSlices
 
 NOT_IN_ARCHIVE = "not_in_archive"
 ENCRYPTED = "encrypted_in_archive"
@@ -139,17 +138,12 @@ def _damaged(member: Member, what: str) -> Ended:
 
 @contextlib.contextmanager
 def opened_tar(path: str) -> Iterator[tar.Readable]:
-    """The tar's bytes for `shards.tar`: a local one is mapped, so that pictures are skipped; a remote one comes in windows."""
-    size = storage.size(path)
-    if not storage.is_local(path) or size == 0:  # nothing cannot be mapped
-        yield _Windows(path, size)
-        return
-    with Path(path.removeprefix("file://")).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        data = memoryview(mapped)
-        try:
-            yield data
-        finally:
-            data.release()
+    """The tar's bytes for `shards.tar`: of a local one pictures are skipped; a remote one comes in windows."""
+    if storage.is_local(path):
+        with LocalSlices(path) as slices:
+            yield slices
+    else:
+        yield _Windows(path, storage.size(path))
 
 
 class _Windows:

@@ -30,14 +30,17 @@ MAX_JSON_DEPTH = 64
 DUPLICATE_KEY, NOT_A_FILE, SPARSE, TOO_LARGE = "duplicate_key", "not_a_file", "sparse", "too_large"  # why a sample is left out
 
 _MAX_BYTES = {**dict.fromkeys(IMAGE_SUFFIXES, MAX_IMAGE_BYTES), "txt": MAX_TEXT_BYTES, "json": MAX_TEXT_BYTES}
-_FIELDS = struct.Struct("100s24x12s12x8sc100x6s82x155s12x")  # name, size, checksum, kind, magic, prefix
-_BASE_256 = 0x80
+_FIELDS = struct.Struct("100s24x12s12x8sc188xB166x")  # name, size, checksum, kind, first byte of the prefix
+_MAGIC, _PREFIX = slice(257, 263), slice(345, 500)
+_BASE_256, _BLANK = 0x80, ord(" ")
+_UTF8 = ("utf-8", "surrogateescape")
 _ZERO_BLOCK = bytes(BLOCK)
 _PADDING = BLOCK - 1
+_WINDOW = 4 * 2**10  # looked at at once: between two pictures mostly lie small members, whose headers come with one slice
 _TAIL_PIECE = 2**20
-_PLAIN, _FOLDERS, _WITHOUT_DATA = (b"0", b"\0", b"7"), (b"5", b"D"), (b"1", b"2", b"3", b"4", b"5", b"6")
+_PLAIN, _FOLDERS, _WITHOUT_DATA = frozenset((b"0", b"\0", b"7")), frozenset((b"5", b"D")), frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
 _LONG_NAME, _LONG_LINK, _PAX_FOR_ALL, _GNU_SPARSE = b"L", b"K", b"g", b"S"
-_EXTENSIONS = (b"x", b"X", _LONG_NAME, _LONG_LINK, _PAX_FOR_ALL)
+_EXTENSIONS = frozenset((b"x", b"X", _LONG_NAME, _LONG_LINK, _PAX_FOR_ALL))
 _PAX_WANTED = re.compile(rb" (?:path|size|GNU\.sparse\.[a-z]+)=")
 _UPWARDS = re.compile(r"^/|(?<![^/])\.\.(?![^/])")  # a slash in front, or a part that leads to the folder above
 
@@ -73,6 +76,7 @@ class _Extension(NamedTuple):
 
 
 _NOTHING_SAID = _Extension()
+_new = tuple.__new__  # half the time of calling the class, in a loop that turns millions of times
 
 
 class Group(NamedTuple):
@@ -111,7 +115,7 @@ def groups(data: Readable, where: str, whole: bool = True) -> Iterator[Group]:
                 yield _group(key, found, start, end, refused)
             key, found, start, refused = name[:dot], {}, first, None
         suffix = name[dot + 1 :].lower()
-        if suffix in _MAX_BYTES:
+        if (why or size > MAX_TEXT_BYTES) and suffix in _MAX_BYTES:
             refused = refused or why or (TOO_LARGE if size > _MAX_BYTES[suffix] else None)
         if suffix in found:
             refused = refused or DUPLICATE_KEY
@@ -163,7 +167,7 @@ def safe_key(key: str) -> str:
     """
     if key.isprintable() and ".." not in key and "\\" not in key and not key.startswith("/") and len(key) <= MAX_KEY_CHARACTERS:
         return key
-    printable = "".join(letter if letter.isprintable() and letter != "\\" else quote(letter.encode("utf-8", "surrogateescape"), safe="") for letter in key)
+    printable = "".join(letter if letter.isprintable() and letter != "\\" else quote(letter.encode(*_UTF8), safe="") for letter in key)
     safe = _UPWARDS.sub(lambda found: found.group().replace("/", "%2F").replace(".", "%2E"), printable)
     if len(safe) <= MAX_KEY_CHARACTERS:
         return safe
@@ -173,17 +177,22 @@ def safe_key(key: str) -> str:
 def _group(key: str, found: dict[str, Member], start: int, end: int, refused: str | None) -> Group:
     if end - start > MAX_SAMPLE_BYTES:
         refused = refused or TOO_LARGE
-    return Group(safe_key(key), {} if refused else found, start, end, refused)
+    return _new(Group, (safe_key(key), {} if refused else found, start, end, refused))
 
 
 def _every_member(data: Readable, where: str, whole: bool) -> Iterator[Member]:
     """The members other than folders, `refused` where they are no plain files: links, devices, sparse files and what no standard knows."""
     position, start, total = 0, 0, len(data)
+    window, window_start = b"", 0  # bytes, not a view, which would keep a mapped tar open as long as an error is looked at
     extension = _NOTHING_SAID
     while position + BLOCK <= total:
-        header = bytes(data[position : position + BLOCK])  # a view would keep a mapped tar open as long as an error is looked at
-        raw_name, raw_size, checksum, kind, magic, prefix = _FIELDS.unpack(header)
-        if (zlib.adler32(header) & 0xFFFF) != _low_adler(checksum) or (size := _size(raw_size)) < 0:
+        at = position - window_start
+        if at + BLOCK > len(window):
+            window, window_start, at = bytes(data[position : position + _WINDOW]), position, 0
+        header = window[at : at + BLOCK]
+        raw_name, raw_size, checksum, kind, prefixed = _FIELDS.unpack(header)
+        size = _size(raw_size)
+        if zlib.adler32(header) & 0xFFFF != _low_adler(checksum) or size < 0:
             if header == _ZERO_BLOCK:
                 _refuse_more(data, position, where)
                 return
@@ -206,7 +215,7 @@ def _every_member(data: Readable, where: str, whole: bool) -> Iterator[Member]:
             continue
         if kind not in _FOLDERS:
             refused = extension.refused or (None if kind in _PLAIN else SPARSE if kind == _GNU_SPARSE else NOT_A_FILE)
-            yield Member(extension.name or _name(raw_name, magic, prefix), start, body, size, refused)
+            yield _new(Member, (extension.name or _name(raw_name, prefixed, header), start, body, size, refused))
         extension, start = _NOTHING_SAID, position
     if whole or position != total:
         raise DataError(f"{where}: the tar is cut off at byte {total}; copy or download it again")
@@ -220,7 +229,7 @@ def _low_adler(field: bytes) -> int:
     and comes in a tenth of the time in which Python adds them up.
     """
     try:
-        return (1 + int(field.split(b"\0", 1)[0] or b"0", 8) - 8 * ord(" ") + sum(field)) % 65521
+        return (1 + int(field.split(b"\0", 1)[0] or b"0", 8) - 8 * _BLANK + sum(field)) % 65521
     except ValueError:
         return -1
 
@@ -230,20 +239,17 @@ def _size(field: bytes) -> int:
     if field[0] == _BASE_256:  # members of 8 GiB and more
         return int.from_bytes(field[1:], "big")
     try:
-        return int(field[:11] if field[11] <= ord(" ") else field, 8)
+        return int(field.partition(b"\0")[0] or b"0", 8)
     except ValueError:
-        pass  # not the usual eleven digits
-    try:
-        return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
-    except ValueError:
-        return -1
+        return -1 if field.strip(b"\0 ") else 0
 
 
-def _name(name: bytes, magic: bytes, prefix: bytes) -> str:
-    name = name.split(b"\0", 1)[0]
-    if magic == b"ustar\0" and prefix[0]:
-        name = prefix.split(b"\0", 1)[0] + b"/" + name
-    return name.decode("utf-8", "surrogateescape")
+def _name(raw_name: bytes, prefixed: int, header: bytes) -> str:
+    """The name, behind what POSIX keeps of it in another field, where GNU tar keeps times."""
+    name = raw_name.partition(b"\0")[0]
+    if prefixed and header[_MAGIC] == b"ustar\0":
+        name = header[_PREFIX].partition(b"\0")[0] + b"/" + name
+    return name.decode(*_UTF8)
 
 
 def _extended(before: "_Extension", text: bytes, kind: bytes, where: str) -> "_Extension":
@@ -254,7 +260,7 @@ def _extended(before: "_Extension", text: bytes, kind: bytes, where: str) -> "_E
     if len(text) > MAX_EXTENSION_BYTES:
         raise DataError(f"{where}: more than {MAX_EXTENSION_BYTES} bytes, which no path needs; write the tar anew without extended attributes")
     if kind == _LONG_NAME:
-        return before._replace(name=text.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"))
+        return before._replace(name=text.split(b"\0", 1)[0].decode(*_UTF8))
     if kind == _LONG_LINK or not _PAX_WANTED.search(text):
         return before
     if kind == _PAX_FOR_ALL:
@@ -275,7 +281,7 @@ def _pax(said: "_Extension", text: bytes, where: str) -> "_Extension":
         if keyword == b"size":
             said = said._replace(size=int(value[:20]))
         elif keyword in (b"path", b"GNU.sparse.name"):
-            said = said._replace(name=value.decode("utf-8", "surrogateescape"))
+            said = said._replace(name=value.decode(*_UTF8))
         if keyword.startswith(b"GNU.sparse."):
             said = said._replace(refused=SPARSE)
         position = end

@@ -1,6 +1,10 @@
-"""A tar read once from front to end in large pieces, local or remote: for a walk in bounded memory, with the sha256 of all of it."""
+"""A tar's bytes for `shards.tar` in bounded memory: headers alone, or all of it once from front to end in large pieces, with its sha256.
+
+Neither is a memory map: where a disk fails or another process cuts the file, a map ends the process, a read says so in one line.
+"""
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,11 +21,37 @@ HELD_PIECES = 4  # a sample's own bytes are looked at after the header that foll
 PATIENCE_S = 120.0
 
 
-class TarStream:
-    """Slices of a file, as `shards.tar` wants them. Meant for one thread; the next piece is fetched while the caller looks at this one.
+class LocalSlices:
+    """Slices of a local file, each read when it is asked for. What is skipped, such as the pictures between two headers, is not read at all."""
 
-    Not a memory map: where a disk fails or another process cuts the file, a map ends the process, a read says so in one line.
-    """
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with storage.errors_named(path):
+            self._descriptor = os.open(path.removeprefix("file://"), os.O_RDONLY)
+        self._size = os.fstat(self._descriptor).st_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._descriptor)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, key: slice) -> bytes:
+        start, end = key.start, min(key.stop, self._size)
+        try:
+            data = os.pread(self._descriptor, max(0, end - start), start)
+        except OSError as error:
+            raise DataError(f"{self._path}: cannot be read ({error}); check the disk") from error
+        if len(data) < end - start:
+            raise DataError(f"{self._path}: ended at byte {start + len(data)} while it was read, it had {self._size} bytes; wait until it is complete")
+        return data
+
+
+class TarStream:
+    """Slices of a file, local or remote, all of which is read. Meant for one thread; the next piece is fetched while the caller looks at this one."""
 
     def __init__(self, path: str, piece_bytes: int = PIECE_BYTES) -> None:
         self._path, self._piece_bytes = path, piece_bytes
