@@ -46,6 +46,7 @@ def _context(directory: RunDirectory) -> dict[str, Any]:
         "durations": [(STAGE_NAMES[stage], record["seconds"]) for stage, record in records.items() if record],
         "ingest": ingest_page(records["ingest"], directory.path),
         "training": _training(directory.path / "train" / "metrics.jsonl", records["train"]),
+        "quarantine": _read_json(directory.path / "train" / "quarantine.json"),
         "retrieval": _retrieval(results),
         "contrast": _contrast(results),
         "recalls": RECALLS,

@@ -97,3 +97,18 @@ def test_figures_are_rows_with_command_and_machine(run: RunDirectory, tmp_path: 
 def test_a_run_without_a_finished_stage_has_no_figures(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no finished stage"):
         write_figures(tmp_path, str(tmp_path / "figures.json"), "tiny", "x")
+
+
+def test_the_quarantine_names_shards_and_what_was_wrong(run: RunDirectory) -> None:
+    entry = {"sample": 7, "samples": 1, "key": "k", "reason": "x", "epoch": 0, "position": 1, "replaced": 3}
+    record = {
+        "samples": 1234, "of": 100_000, "budget": 0.02, "entries": [entry, entry],
+        "shards": [{"shard": f"s3://b/{number:05d}.tar", "samples": 60, "reason": "checksum <differs>"} for number in range(25)],
+    }  # fmt: skip
+    (run.folder("train") / "quarantine.json").write_text(json.dumps(record))
+    html = write_report(run.path).read_text()
+    for shown in ("1,234 of 100,000 samples", "1.2 %", "allows 2 %", "6 times", "s3://b/00019.tar", "checksum &lt;differs&gt;", "And 5 shards more."):
+        assert shown in html, shown
+    assert "s3://b/00020.tar" not in html
+    (run.folder("train") / "quarantine.json").write_text(json.dumps({**record, "samples": 0, "shards": [], "entries": []}))
+    assert "the quarantine is empty" in write_report(run.path).read_text()
