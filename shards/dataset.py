@@ -21,7 +21,6 @@ from shards.ranges import RangeReader
 
 INDEXES_HELD = 64  # of 30 bytes a sample; a loader says how many it needs
 PAUSE_BEFORE_LOST_S = 1.0  # between the two looks at a shard that seems lost
-PATIENCE_S = 60.0  # with a storage that does not answer; then the run stops, to be continued
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -164,8 +163,8 @@ class Dataset:
         shard = self.shard_of(sample)
         return f"{self._paths[shard]} row {sample - int(self.shard_starts[shard])}"
 
-    def read(self, sample: int) -> Sample:
-        """Read one sample; what is damaged is looked at once more, past any cache, before it counts as damaged.
+    def read(self, sample: int, fresh: bool = False) -> Sample:
+        """Read one sample, past any cache if `fresh`; what is damaged is looked at once more, then always so, before it counts as damaged.
 
         Raises:
             DamagedSample: its bytes differ from what was indexed, or its members do not parse.
@@ -177,10 +176,12 @@ class Dataset:
         shard = self.shard_of(sample)
         row = sample - int(self.shard_starts[shard])
         try:
-            return self._read(shard, row, fresh=False)
+            return self._read(shard, row, fresh)
         except DamagedShard:
             raise
         except DamagedSample:
+            if fresh:
+                raise
             return self._read(shard, row, fresh=True)
 
     def _read(self, shard: int, row: int, fresh: bool) -> Sample:
@@ -233,7 +234,7 @@ class Dataset:
 
     def _checked_index(self, shard: int) -> index.ShardIndex:
         try:
-            return storage.patiently(lambda: self._read_index(shard), PATIENCE_S)
+            return storage.patiently(lambda: self._read_index(shard), self.reader.options.deadlines.patience_s)
         except StorageUnreachable as error:
             raise Stopped(f"{error}; run the same command again when the storage is back") from error
 

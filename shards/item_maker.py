@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pipeline.core.errors import DataError
 from shards import native
-from shards.dataset import DamagedSample, Dataset
+from shards.dataset import DamagedSample, Dataset, Sample
 from shards.mixing import MixedDataset
 from shards.order import EpochOrder, Items
 from shards.quarantine import Damage, Quarantine
@@ -87,11 +87,16 @@ class ItemMaker:
     def _made(self, key: int, sample: int, caption: int, draws: Draws, out: Picture) -> Item:
         if entry := self.quarantine.of(sample):
             raise DamagedSample(entry["reason"], entry["key"], sample - entry["sample"], entry["samples"])
+        read, image = self._decoded(sample, draws, out)
+        return Item(key, read.key, sample, caption, image, pre_caption(read.captions[caption], self.max_words))
+
+    def _decoded(self, sample: int, draws: Draws, out: Picture, fresh: bool = False) -> tuple[Sample, Picture]:
         with self.stage_times.busy("read"):
-            read = self.dataset.read(sample)
+            read = self.dataset.read(sample, fresh)
         try:
             with self.stage_times.busy("decode"):
-                image = self.transform(read.image, draws, out)
+                return read, self.transform(read.image, draws, out)
         except DataError as error:
+            if not fresh:  # the checksum was right, but memory may fail between check and decoding
+                return self._decoded(sample, draws, out, fresh=True)
             raise DamagedSample(f"{self.dataset.name_of(sample)} ({read.key}): {error}", read.key) from error
-        return Item(key, read.key, sample, caption, image, pre_caption(read.captions[caption], self.max_words))

@@ -52,12 +52,12 @@ class MixedDataset:
         part = int(np.searchsorted(self.starts, sample, side="right")) - 1
         return part, sample - int(self.starts[part])
 
-    def read(self, sample: int) -> Sample:
+    def read(self, sample: int, fresh: bool = False) -> Sample:
         """As `Dataset.read`."""
         if not 0 <= sample < self.num_samples:
             raise IndexError(sample)
         part, own = self.part_of(sample)
-        return self.parts[part].dataset.read(own)
+        return self.parts[part].dataset.read(own, fresh)
 
     def name_of(self, sample: int) -> str:
         """The shard's path and the row in it, for messages."""

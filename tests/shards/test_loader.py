@@ -159,8 +159,8 @@ def test_the_quarantine_holds_what_delivered_steps_met_and_decides_again_on_resu
 
 
 def test_storage_that_fails_stops_the_run_and_quarantines_nothing(make_dataset: MakeDataset, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = make_dataset([12, 12], f"{s3_bucket}/set")
-    dataset._reader = RangeReader(deadlines=Deadlines(patience_s=0.5))
+    folder = make_dataset([12, 12], f"{s3_bucket}/set").folder
+    dataset = Dataset.open(folder, reader=RangeReader(deadlines=Deadlines(patience_s=0.5)))
     one = loader(dataset)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
     storage.filesystem("s3://x")[0].clear_instance_cache()

@@ -1,10 +1,8 @@
 """Our side of the reading benchmarks, through the loader that training uses."""
 
-import mmap
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -78,13 +76,6 @@ def read_all(dataset: Dataset) -> int:
 
 def decode_first(dataset: Dataset, number: int) -> int:
     return sum(decode_image(dataset.read(sample).image).size > 0 for sample in range(number))
-
-
-@contextmanager
-def mapped(path: str) -> Iterator[memoryview]:
-    """The file's bytes without reading them."""
-    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages, memoryview(pages) as data:
-        yield data
 
 
 def pictures_per_wall_s(folder: Path, processes: int, pictures: int) -> float:

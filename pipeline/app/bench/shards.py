@@ -20,6 +20,7 @@ from pipeline.core import storage
 from pipeline.core.errors import ConfigError
 from shards import tar
 from shards.dataset import Dataset
+from shards.tar_stream import LocalSlices
 from shards.transforms import Transform
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def run(cases: Sequence[str], scale: Scale) -> list[BenchRow]:
 
 
 def tar_walk(scale: Scale) -> list[BenchRow]:
-    """The members of every sample found and in memory."""
+    """The members of every sample found; then every sample read."""
     photos = scale.of(SMALL)
     dataset = Dataset.open(str(photos.folder))
     note = f"{photos.samples} samples of three members on local disk, in the page cache; {photos}"
@@ -77,7 +78,14 @@ def tar_walk(scale: Scale) -> list[BenchRow]:
         return _count(peer.raw_samples(photos.urls))
 
     return [
-        _per_cpu_second("tar-walk", lambda: _walked(photos.urls), raw, scale.rounds, "webdataset", f"{note}; ours: headers walked, members as memoryviews"),
+        _per_cpu_second(
+            "tar-walk",
+            lambda: _walked(photos.urls),
+            raw,
+            scale.rounds,
+            "webdataset",
+            f"{note}; ours: headers checked, members found, no picture read (tar-read does)",
+        ),
         _per_cpu_second(
             "tar-read", lambda: ours.read_all(dataset), raw, scale.rounds, "webdataset", f"{note}; ours: by index, copied out, crc32c checked, captions parsed"
         ),
@@ -215,9 +223,9 @@ def _count(samples: Any) -> int:
 def _walked(urls: Sequence[str]) -> int:
     samples = 0
     for url in urls:
-        with ours.mapped(url) as data:
+        with LocalSlices(url) as data:
             for group in tar.groups(data, url):
-                samples += all(len(data[member.data : member.data + member.size]) == member.size for member in group.members.values())
+                samples += group.refused is None
     return samples
 
 
