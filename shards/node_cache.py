@@ -53,7 +53,7 @@ class NodeCache:
         Raises:
             ConfigError: the folder cannot be used.
         """
-        self.cache_bytes, self.patience_s = cache_bytes, patience_s
+        self.cache_bytes, self.patience_s, self.touch_every_s = cache_bytes, patience_s, TOUCH_EVERY_S
         self.folder = _made(folder)
         with self._ledger(self._deadline()) as ledger:
             ledger.total = self._evicted_to(self.cache_bytes)
@@ -107,7 +107,7 @@ class NodeCache:
         return descriptor
 
     def _touch(self, piece: int | str, found: os.stat_result) -> None:
-        if time.time() - found.st_mtime > TOUCH_EVERY_S:
+        if time.time() - found.st_mtime > self.touch_every_s:
             os.utime(piece)
 
     def _fetched(self, name: str, size: int, fetch: Fetch) -> int:

@@ -42,12 +42,13 @@ class Prefetch:
     def at(self, epoch: int, step: int) -> None:
         """The rank begins this step; returns at once, and does nothing while an earlier call is still at work."""
         if self._running is None or self._running.done():
-            self._running = self._thread.submit(self._ask, epoch, step)
+            self._running = self._thread.submit(self.ask, epoch, step)
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _ask(self, epoch: int, step: int) -> None:
+    def ask(self, epoch: int, step: int) -> None:
+        """Announce what is due at this step."""
         with contextlib.suppress(AlbefError):
             for lane in self.lanes:
                 for block in self.epochs.blocks(epoch, step, lane):

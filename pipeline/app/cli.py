@@ -172,6 +172,27 @@ def bench_shards(
         write_rows(json, "shards", " ".join(["albef", *sys.argv[1:]]), measured)
 
 
+@bench_app.command("shards-simulation")
+def bench_shards_simulation(
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the rows with command, commit and machine.")] = None,
+    cases: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="What to simulate; default: everything.")] = None,
+    nodes: Annotated[int, typer.Option(help="Nodes simulated where not all are; they know nothing of one another.", min=1)] = 8,
+    hours: Annotated[float, typer.Option(help="Length of the day.", min=0.01)] = 24,
+    step_s: Annotated[float, typer.Option(help="Seconds a step takes.", min=0.001)] = 1.0,
+) -> None:
+    """A day of 64 nodes reading 14M samples, order and node cache as they are, bytes and time made up: requests, amplification, balance, memory."""
+    from pipeline.app.bench import simulation
+    from pipeline.app.bench.row import write_rows
+
+    logs.configure()
+    names = cases.split(",") if cases is not None else list(simulation.CASES)
+    rows = simulation.run(names, simulation.Scale(nodes, hours, step_s))
+    for row in rows:
+        typer.echo(row)
+    if json is not None:
+        write_rows(json, "shards-simulation", " ".join(["albef", *sys.argv[1:]]), rows)
+
+
 def _loaded(config: Path, overrides: list[str] | None) -> "RunConfig":
     from pipeline.app.config import RunConfig
     from pipeline.core.config import load
