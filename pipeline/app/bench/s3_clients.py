@@ -1,11 +1,5 @@
-"""What a gigabyte of shards costs on its way from an S3 store to the node's disk: our transport beside the clients it could have used.
+"""What a gigabyte of shards costs on its way from an S3 store to the node's disk: our transport beside the clients it could have used."""
 
-`python -m pipeline.app.bench.s3_clients s3://bucket/folder [--json FILE]` writes an object there, reads it in ranges, and removes it; the store and
-the keys are those of the environment, so that a real one can be measured as well as a moto server in another process.
-"""
-
-import argparse
-import logging
 import os
 import shutil
 import tempfile
@@ -20,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.app.bench.row import BenchRow, compared, write_rows
+from pipeline.app.bench.row import BenchRow, alone, compared
 from pipeline.core import storage
 from shards.ranges import RangeReader
 from shards.transport import CHUNK_BYTES, DEADLINES, Counters, Transport
@@ -29,27 +23,28 @@ OBJECT_BYTES = 64 * 2**20  # a server that reads the whole object for each range
 PASSES = 2  # over the object in a round
 IN_FLIGHT = 4
 PIECES_MIB = (4, 8, 16)
-NOTE = "CPU seconds of this process for a gigabyte, 4 requests in flight, each range written to a file of its own"
+SAMPLE_BYTES = 56_000
+UNIT = "CPU s/GB"
+NOTE = f"CPU seconds of this process for a gigabyte from moto in another, {IN_FLIGHT} requests in flight, each range written to a file"
 
 Read = Callable[[str, int, int], Any]  # (url, start, end) -> an iterable of the range's bytes in chunks
-log = logging.getLogger(__name__)
 
 
 def client_rows(folder: str, rounds: int = 3) -> list[BenchRow]:
-    """Rows `s3-client-<MiB>`, one a peer and size of piece, all measured in turn; and `s3-cached`: what the node's cache adds to that.
+    """A row for each peer and size of piece, all measured in turn; then what reads through the node's cache cost, empty and warm.
 
-    `folder` is s3://; obstore and s3torchconnector are measured where they are installed.
+    `folder` is s3://; obstore and s3torchconnectorclient are measured where they are installed.
     """
     with _object(folder) as url:
         peers = {name: make() for name, (package, make) in PEERS.items() if find_spec(package)}
-        ours = _our_transport()
-        rows = []
+        ours, rows = _our_transport(), []
+        note = f"{NOTE} in {tempfile.gettempdir()}"
         for mib in PIECES_MIB:
             cost: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
             for _ in range(rounds):
                 for name, read in {"ours": ours, **peers}.items():
                     cost[name].append(_cpu_s_per_gb(partial(_read_to_files, read, url), mib * 2**20))
-            rows += [compared(f"s3-client-{mib}", "CPU s/GB", cost["ours"], cost[name], name, NOTE, more_is_better=False) for name in peers]
+            rows += [compared(f"s3-client {mib} MiB", UNIT, cost["ours"], cost[name], name, note, more_is_better=False) for name in peers]
         return [*rows, *_cache_rows(url, rounds)]
 
 
@@ -65,8 +60,9 @@ def _cache_rows(url: str, rounds: int) -> list[BenchRow]:
                 cold.append(_cpu_s_per_gb(read, mib * 2**20, passes=1))
                 warm.append(_cpu_s_per_gb(read, mib * 2**20, passes=1))
                 reader.close()
-        note = f"reads of 56 kB through the node's cache, pieces of {mib} MiB: empty at first (ours), then warm (the other figure)"
-        rows.append(compared(f"s3-cached-{mib}", "CPU s/GB", cold, warm, "warm", note, more_is_better=False))
+        note = f"reads of {SAMPLE_BYTES} bytes through the node's cache in {tempfile.gettempdir()}, which"
+        rows.append(alone(f"s3-cache empty, {mib} MiB", UNIT, cold, f"{note} fetches and writes the pieces"))
+        rows.append(alone(f"s3-cache warm, {mib} MiB", UNIT, warm, f"{note} has them"))
     return rows
 
 
@@ -103,7 +99,7 @@ def _read_to_files(read: Read, url: str, piece: int) -> None:
 
 def _read_samples(reader: RangeReader, url: str, piece: int) -> None:
     def read(first: int) -> int:
-        return sum(len(reader.read(url, start, min(56_000, first + piece - start), OBJECT_BYTES)) for start in range(first, first + piece, 56_000))
+        return sum(len(reader.read(url, start, min(SAMPLE_BYTES, first + piece - start), OBJECT_BYTES)) for start in range(first, first + piece, SAMPLE_BYTES))
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         assert sum(pool.map(read, range(0, OBJECT_BYTES, piece))) == OBJECT_BYTES
@@ -155,21 +151,3 @@ PEERS: dict[str, tuple[str, Callable[[], Read]]] = {
     "obstore": ("obstore", _obstore),
     "s3torchconnector": ("s3torchconnectorclient", _s3torchconnector),
 }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    rows = client_rows(arguments.folder, arguments.rounds)
-    for row in rows:
-        log.info("%s", row)
-    if arguments.json:
-        write_rows(arguments.json, "s3_clients", f"python -m pipeline.app.bench.s3_clients {arguments.folder}", rows)
-
-
-if __name__ == "__main__":
-    main()

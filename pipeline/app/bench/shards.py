@@ -15,6 +15,7 @@ from pipeline.app.bench import our_reading as ours
 from pipeline.app.bench.moto import s3_bucket
 from pipeline.app.bench.photo_shards import LARGE, SMALL, PhotoShards, Sizes, photo_shards, repeated
 from pipeline.app.bench.row import BenchRow, alone, compared
+from pipeline.app.bench.s3_clients import client_rows
 from pipeline.app.bench.usage import cpu_seconds_of
 from pipeline.core import storage
 from pipeline.core.errors import ConfigError
@@ -139,6 +140,12 @@ def s3_augment(scale: Scale) -> list[BenchRow]:
         ]
 
 
+def s3_clients(scale: Scale) -> list[BenchRow]:
+    """Ranges by the clients there are; random bytes."""
+    with s3_bucket(scale.work / "s3") as (bucket, _):
+        return client_rows(bucket, scale.rounds)
+
+
 def first_batch(scale: Scale) -> list[BenchRow]:
     """Wall seconds from nothing open to the first batch, at several places of an epoch."""
     photos = scale.of(SMALL)
@@ -196,6 +203,7 @@ CASES: dict[str, Callable[[Scale], list[BenchRow]]] = {
     "uint8-large": lambda scale: transformed(scale, LARGE, "uint8-large", ours.cropping(), CROPPED),
     "s3-walk": s3_walk,
     "s3-augment": s3_augment,
+    "s3-clients": s3_clients,
     "first-batch": first_batch,
     "scaling": scaling,
 }
