@@ -225,9 +225,8 @@ def _of_tar(dataset: str, name: str) -> Iterator[dict[str, Any]]:
 
 def _remove_shard(dataset: str, name: str) -> None:
     """The tar last: while it is there the deletion is not complete."""
-    storage.remove(layout.index_path(dataset, name))
-    storage.remove(layout.provenance_path(dataset, name))
-    storage.remove(layout.tar_path(dataset, name))
+    for path in (layout.index_path, layout.indexed_path, layout.provenance_path, layout.tar_path):
+        storage.remove(path(dataset, name))
 
 
 def _remove_spools(dataset: str) -> None:

@@ -2,6 +2,7 @@
 
 <folder>/<name>.tar              the samples, plain WebDataset
 <root>/index/<name>.albef        where each sample of the tar lies (root = the folder, or a place of its own for a read-only dataset)
+<root>/indexed/<name>.json       what `albef shards index` found in a tar of that size and version: one that did not change is not read again
 <root>/provenance/<name>.parquet where each sample came from, in datasets that `albef shards reshard` wrote
 <root>/manifests/00001.json      which shards exist; numbered and immutable
 <root>/MANIFEST                  the newest number, written last
@@ -17,6 +18,10 @@ def tar_path(folder: str, name: str) -> str:
 
 def index_path(root: str, name: str) -> str:
     return storage.join(root, "index", f"{_checked(name)}.albef")
+
+
+def indexed_path(root: str, name: str) -> str:
+    return storage.join(root, "indexed", f"{_checked(name)}.json")
 
 
 def provenance_path(root: str, name: str) -> str:

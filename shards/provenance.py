@@ -25,6 +25,12 @@ def write(root: str, name: str, rows: dict[str, list[Any]]) -> None:
     _write(layout.provenance_path(root, name), pa.table([rows[column] for column in COLUMNS], schema=schema))
 
 
+def shards(root: str) -> frozenset[str]:
+    """Names of the shards that have such a table."""
+    names = storage.list_files(storage.join(root, "provenance"))
+    return frozenset(name.removesuffix(".parquet") for name in names if name.endswith(".parquet") and not name.startswith("."))
+
+
 def sources(root: str, name: str) -> list[str] | None:
     """The source of each sample of a shard; None when the shard has no such table: then all are of the source its manifest names."""
     import pyarrow.parquet as pq

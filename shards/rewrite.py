@@ -1,6 +1,9 @@
 """Read shards in large pieces, sample by sample as the tar holds them, and copy one without some of its samples."""
 
+import threading
+import time
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +12,7 @@ from pipeline.core import storage
 from pipeline.core.errors import DataError
 from shards import index, layout, provenance
 from shards.manifest import ShardEntry
+from shards.transport import DEADLINES, Counters, Transport
 from shards.writer import new_shard
 
 PIECE_BYTES = 16 * 2**20
@@ -29,16 +33,32 @@ def stretches(offset: Bytes, length: Bytes) -> Iterator[slice]:
         row = stop
 
 
-def read_samples(path: str, offset: Bytes, length: Bytes) -> Iterator[memoryview]:
-    """The bytes of those samples, whose offsets ascend, some megabytes at a time.
+def read_range(path: str, start: int, end: int, total: int) -> bytes:
+    """Bytes [start, end) of a file of `total` bytes, through no cache: what is read here is read once.
 
-    Raises DataError when the file ends before them.
+    Raises:
+        DataError: the file is missing, or not of that size.
+        Stopped: the storage does not answer.
     """
+    if not storage.is_local(path):
+        deadline, never = time.monotonic() + DEADLINES.patience_s, threading.Event()
+        return b"".join(bytes(chunk) for chunk in _transport().chunks(path, start, end, total, deadline, never))
+    data = storage.read_range(path, start, end)
+    if len(data) != end - start:
+        raise DataError(f"{path}: ends at byte {start + len(data)} of {total}; copy it again, or run `albef shards index` to take it as it is")
+    return data
+
+
+@cache  # its connections serve the whole process
+def _transport() -> Transport:
+    return Transport(DEADLINES, Counters())
+
+
+def read_samples(path: str, offset: Bytes, length: Bytes, total: int) -> Iterator[memoryview]:
+    """The bytes of those samples, whose offsets ascend, some megabytes at a time; raises as `read_range` does."""
     for rows in stretches(offset, length):
         start, end = int(offset[rows.start]), int(offset[rows.stop - 1] + length[rows.stop - 1])
-        data = memoryview(storage.read_range(path, start, end))
-        if len(data) != end - start:
-            raise DataError(f"{path}: ends at byte {start + len(data)}, its index says more; copy it again, or `albef shards index` to take it as it is")
+        data = memoryview(read_range(path, start, end, total))
         for at, size in zip(offset[rows], length[rows], strict=True):
             yield data[int(at) - start :][: int(size)]
 
@@ -58,7 +78,7 @@ def pieces(folder: str, name: str, index_root: str | None = None) -> Iterator[tu
     """
     path, shard = layout.tar_path(folder, name), index.read_index(layout.index_path(index_root or folder, name))
     for rows in stretches(shard.offset, shard.length):
-        samples = list(read_samples(path, shard.offset[rows], shard.length[rows]))
+        samples = list(read_samples(path, shard.offset[rows], shard.length[rows], shard.tar_bytes))
         for number, sample in enumerate(samples, start=rows.start):
             if (damaged := damage(path, number, sample, int(shard.crc32c[number]))) is not None:
                 raise DataError(damaged)

@@ -220,7 +220,7 @@ def _add_rooms() -> None:
         help="Download pictures and shard them: albef ingest CONFIG [section.key=value]... [--retry-failed]; and see to what is there.",
     )
     app.add_typer(config_app, name="config")
-    app.add_typer(shards_app, name="shards", help="Tools for any WebDataset folder: index, verify, stats.")
+    app.add_typer(shards_app, name="shards", help="Tools for any WebDataset folder: index, verify, stats, reshard.")
 
 
 POLLING = {"run", "scenes", "ingest", "train", "eval"}  # commands that look for signals between units of work; others end at once
