@@ -103,15 +103,18 @@ def groups(data: Readable, where: str, whole: bool = True) -> Iterator[Group]:
     A group is refused when it holds a member twice, a member or bytes over the bounds, or as a picture, text or json something other than a plain file.
     Raises what `members` raises.
     """
-    key, found, start, end, refused = "", dict[str, Member](), -1, 0, None
+    key: str | None = None
+    found, start, end, refused = dict[str, Member](), 0, 0, None
     for member in _every_member(data, where, whole):
         name, first, body, size, why = member
         folder = name.rfind("/") + 1
         dot = name.find(".", folder)
-        if dot <= folder or (not folder and name.startswith("__") and name.endswith("__")):  # hidden, without suffix, or a tool's own: part of no sample
+        if dot <= folder or (
+            name[-1] == "_" and not folder and name.startswith("__") and name.endswith("__")
+        ):  # hidden, without suffix, or a tool's own: part of no sample
             continue
-        if name[:dot] != key or start < 0:
-            if start >= 0:
+        if name[:dot] != key:
+            if key is not None:
                 yield _group(key, found, start, end, refused)
             key, found, start, refused = name[:dot], {}, first, None
         suffix = name[dot + 1 :].lower()
@@ -122,7 +125,7 @@ def groups(data: Readable, where: str, whole: bool = True) -> Iterator[Group]:
         elif why is None:
             found[suffix] = member
         end = body + (size + _PADDING & -BLOCK)
-    if start >= 0:
+    if key is not None:
         yield _group(key, found, start, end, refused)
 
 
@@ -165,7 +168,7 @@ def safe_key(key: str) -> str:
 
     What is not so is written as %XX of its UTF-8 bytes; of a key that is too long the end gives way to 16 hex digits of its sha256.
     """
-    if key.isprintable() and ".." not in key and "\\" not in key and not key.startswith("/") and len(key) <= MAX_KEY_CHARACTERS:
+    if key.isprintable() and ".." not in key and "\\" not in key and key[0] != "/" and len(key) <= MAX_KEY_CHARACTERS:
         return key
     printable = "".join(letter if letter.isprintable() and letter != "\\" else quote(letter.encode(*_UTF8), safe="") for letter in key)
     safe = _UPWARDS.sub(lambda found: found.group().replace("/", "%2F").replace(".", "%2E"), printable)
@@ -197,8 +200,8 @@ def _every_member(data: Readable, where: str, whole: bool) -> Iterator[Member]:
                 _refuse_more(data, position, where)
                 return
             raise DataError(f"{where}: damaged tar header at byte {position}; copy or download it again")
-        body = position + BLOCK
-        if kind not in _PLAIN:
+        body, plain = position + BLOCK, kind in _PLAIN
+        if not plain:
             if kind == _GNU_SPARSE:
                 body = _after_sparse_map(data, header, body)
             elif kind in _WITHOUT_DATA:
@@ -208,13 +211,15 @@ def _every_member(data: Readable, where: str, whole: bool) -> Iterator[Member]:
         if body + size > total:
             break
         position = body + (size + _PADDING & -BLOCK)
-        if kind in _EXTENSIONS:
+        if plain and extension is _NOTHING_SAID:  # nearly all members
+            yield _new(Member, (_name(raw_name, prefixed, header), start, body, size, None))
+        elif kind in _EXTENSIONS:
             extension = _extended(extension, bytes(data[body : body + min(size, MAX_EXTENSION_BYTES + 1)]), kind, f"{where}: extension header at byte {body}")
             if kind == _PAX_FOR_ALL and extension is _NOTHING_SAID:
                 start = position
             continue
-        if kind not in _FOLDERS:
-            refused = extension.refused or (None if kind in _PLAIN else SPARSE if kind == _GNU_SPARSE else NOT_A_FILE)
+        elif kind not in _FOLDERS:
+            refused = extension.refused or (None if plain else SPARSE if kind == _GNU_SPARSE else NOT_A_FILE)
             yield _new(Member, (extension.name or _name(raw_name, prefixed, header), start, body, size, refused))
         extension, start = _NOTHING_SAID, position
     if whole or position != total:
@@ -249,7 +254,10 @@ def _name(raw_name: bytes, prefixed: int, header: bytes) -> str:
     name = raw_name.partition(b"\0")[0]
     if prefixed and header[_MAGIC] == b"ustar\0":
         name = header[_PREFIX].partition(b"\0")[0] + b"/" + name
-    return name.decode(*_UTF8)
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode(*_UTF8)
 
 
 def _extended(before: "_Extension", text: bytes, kind: bytes, where: str) -> "_Extension":

@@ -40,12 +40,12 @@ class LocalSlices:
         return self._size
 
     def __getitem__(self, key: slice) -> bytes:
-        start, end = key.start, min(key.stop, self._size)
+        start, length = key.start, key.stop - key.start
         try:
-            data = os.pread(self._descriptor, max(0, end - start), start)
+            data = os.pread(self._descriptor, length, start)
         except OSError as error:
             raise DataError(f"{self._path}: cannot be read ({error}); check the disk") from error
-        if len(data) < end - start:
+        if len(data) != length and start + len(data) != self._size:
             raise DataError(f"{self._path}: ended at byte {start + len(data)} while it was read, it had {self._size} bytes; wait until it is complete")
         return data
 
