@@ -168,7 +168,7 @@ def safe_key(key: str) -> str:
 
     What is not so is written as %XX of its UTF-8 bytes; of a key that is too long the end gives way to 16 hex digits of its sha256.
     """
-    if key.isprintable() and ".." not in key and "\\" not in key and key[0] != "/" and len(key) <= MAX_KEY_CHARACTERS:
+    if key.isprintable() and ".." not in key and "\\" not in key and key[:1] != "/" and len(key) <= MAX_KEY_CHARACTERS:
         return key
     printable = "".join(letter if letter.isprintable() and letter != "\\" else quote(letter.encode(*_UTF8), safe="") for letter in key)
     safe = _UPWARDS.sub(lambda found: found.group().replace("/", "%2F").replace(".", "%2E"), printable)

@@ -34,11 +34,16 @@ class QuarantineBudget:
         quarantined = num_samples(entries)
         if self.allows(quarantined):
             return
-        worst = "; ".join(f"{shard} ({count}, e.g. {reason})" for shard, count, reason in by_shard(entries, self.name_of)[:NAMED])
+        worst = "; ".join(f"{shard} ({count}: {_briefly(reason, shard)})" for shard, count, reason in by_shard(entries, self.name_of)[:NAMED])
         raise BelowFloor(
-            f"training: {quarantined} of {self.samples} samples ({100 * quarantined / self.samples:.2g} %) are in quarantine, training.quarantine_budget "
-            f"allows {100 * self.share:g} %; worst: {worst}; copy those shards again into a new manifest, or raise the budget to go on without them"
+            f"training: {quarantined} of {self.samples} samples ({100 * quarantined / self.samples:.3g} %) are in quarantine, training.quarantine_budget "
+            f"allows {100 * self.share:g} %; worst: {worst}; raise it to go on without them, or copy those shards again and start a new run"
         )
+
+
+def _briefly(reason: str, shard: str) -> str:
+    """Without the shard's name and without advice."""
+    return reason.removeprefix(shard).partition(";")[0].lstrip(": ")
 
 
 def check_shards(dataset: Dataset | MixedDataset, budget: QuarantineBudget) -> None:

@@ -16,7 +16,7 @@ from training import checkpoint
 from training.quarantine_budget import QuarantineBudget, check_shards
 
 
-def entry(sample: int, samples: int = 1, reason: str = "damaged") -> dict[str, Any]:
+def entry(sample: int, samples: int = 1, reason: str = "row 1: torn; read it again") -> dict[str, Any]:
     return {"sample": sample, "samples": samples, "key": "k", "reason": reason, "epoch": 0, "position": 0, "replaced": 1}
 
 
@@ -24,11 +24,11 @@ def test_a_budget_is_a_share_of_the_samples_and_its_line_names_the_worst_shards(
     budget = QuarantineBudget(0.1, 100, lambda sample: f"/data/{sample // 20:05d}.tar row {sample % 20}")
     budget.check([entry(number) for number in range(10)])
     line = (
-        r"^training: 24 of 100 samples \(24 %\) are in quarantine, training\.quarantine_budget allows 10 %; worst: /data/00002\.tar \(20, e\.g\. missing\); "
-        r"/data/00000\.tar \(3, e\.g\. damaged\); /data/00001\.tar \(1, e\.g\. damaged\); [^\n]*$"
+        r"^training: 24 of 100 samples \(24 %\) are in quarantine, training\.quarantine_budget allows 10 %; worst: /data/00002\.tar \(20: missing\); "
+        r"/data/00000\.tar \(3: row 1: torn\); /data/00001\.tar \(1: row 1: torn\); [^\n;]*$"
     )
     with pytest.raises(BelowFloor, match=line) as raised:
-        budget.check([entry(0), entry(3), entry(5), entry(39), entry(40, 20, "missing"), entry(44)])
+        budget.check([entry(0), entry(3), entry(5), entry(39), entry(40, 20, "/data/00002.tar: missing"), entry(44)])
     assert raised.value.exit_code == 3
 
 
@@ -68,8 +68,8 @@ def test_more_damage_than_the_budget_ends_the_run_with_three_and_a_larger_one_go
     ended = tiny_run.train(tiny_run.configuration(tmp_path / "run", data, **settings))
     assert ended.returncode == 3, ended.stderr[-2000:]
     (line,) = [line for line in ended.stderr.splitlines() if "in quarantine" in line]
-    assert "2 of 96 samples (2.1 %)" in line
-    assert f"{data}/00000.tar (1, e.g." in line
+    assert "2 of 96 samples (2.08 %)" in line
+    assert f"{data}/00000.tar (1: row 5: checksum differs from the index)" in line
     step = checkpoint.read(str(tmp_path / "run" / "train" / "checkpoints")).state["step"]
     assert 0 < step < 20
     again = tiny_run.train(tiny_run.configuration(tmp_path / "run", data, **settings))
