@@ -2,9 +2,10 @@
 
 import logging
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.core import storage
 from pipeline.core.errors import ConfigError
 from shards import tar
 from shards.dataset import Dataset
+from shards.ranges import RangeReader
 from shards.tar_stream import LocalSlices
 from shards.transforms import Transform
 
@@ -172,24 +174,21 @@ def scaling(scale: Scale) -> list[BenchRow]:
     """Pictures a second of wall time with more threads and processes, and what a machine of GPUs needs."""
     photos = scale.of(SMALL)
     dataset = Dataset.open(str(photos.folder))
-    rows, cpu_rates = [], []
+    rows = []
     for threads in (1, 2):
-        walls = []
-        for _ in range(scale.rounds):
-            pictures, wall_s, cpu_s = _threaded(dataset, scale.pictures, threads)
-            walls.append(pictures / wall_s)
-            cpu_rates.append(pictures / cpu_s)
-        rows.append(
-            alone(f"scaling {threads} thread(s)", "pictures/s", walls, f"augment-small in one process whose loader has {threads} worker thread(s); {photos}")
-        )
+        walls = [_threaded(dataset, ours.augmenting(), scale.pictures, threads).per_wall_s for _ in range(scale.rounds)]
+        note = f"as augment-small, in one process whose loader has {threads} worker thread(s); {photos}"
+        rows.append(alone(f"scaling {threads} thread(s)", "pictures/s", walls, note))
     for processes in (1, 2):
         walls = [ours.pictures_per_wall_s(photos.folder, processes, scale.pictures) for _ in range(scale.rounds)]
-        rows.append(
-            alone(f"scaling {processes} process(es)", "pictures/s", walls, f"augment-small in {processes} process(es) of one thread, ranks of one world")
-        )
-    needed = GPUS * PAIRS_PER_GPU_S / statistics.median(cpu_rates)
-    note = f"{GPUS} GPUs x {PAIRS_PER_GPU_S} pairs/s over the pictures/CPU-s of the threads above: augment-small; see uint8-small for what the device saves"
-    return [*rows, alone(f"cores for {GPUS} GPUs", "cores", [needed], note)]
+        note = f"as augment-small, in {processes} process(es) of one thread, ranks of one world; {photos}"
+        rows.append(alone(f"scaling {processes} process(es)", "pictures/s", walls, note))
+    for name, transform in (("augmenting", ours.augmenting()), ("uint8", ours.cropping())):
+        rates = [_threaded(dataset, transform, scale.pictures, 1).per_cpu_s for _ in range(scale.rounds)]
+        needed = [GPUS * PAIRS_PER_GPU_S / rate for rate in rates]
+        note = f"what {GPUS} GPUs at {PAIRS_PER_GPU_S} pairs/s each take, over {statistics.median(rates):.0f} pictures/CPU-s of one thread; {photos}"
+        rows.append(alone(f"cores for {GPUS} GPUs, {name}", "cores", needed, note))
+    return rows
 
 
 CASES: dict[str, Callable[[Scale], list[BenchRow]]] = {
@@ -238,8 +237,8 @@ def _walked(urls: Sequence[str]) -> int:
 
 
 def _our_batches(dataset: Dataset, transform: Transform, pictures: int, collate: Callable[..., Any] = ours.uint8_batch) -> int:
-    loader = ours.loader_of(dataset, transform, collate)
-    return ours.pictures_in(ours.batches_from(loader), pictures)
+    with closing(ours.loader_of(dataset, transform, collate)) as loader:
+        return ours.pictures_in(ours.batches_from(loader), pictures)
 
 
 def _peer_batches(urls: list[str], pictures: int) -> int:
@@ -256,16 +255,25 @@ def _on_s3(photos: PhotoShards, work: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _read_remote(bucket: str) -> int:
-    return ours.read_all(Dataset.open(bucket))
+    with _uncached(bucket) as dataset:
+        return ours.read_all(dataset)
 
 
 def _augment_remote(bucket: str, pictures: int) -> int:
-    return _our_batches(Dataset.open(bucket), ours.augmenting(), pictures)
+    with _uncached(bucket) as dataset:
+        return _our_batches(dataset, ours.augmenting(), pictures)
+
+
+@contextmanager
+def _uncached(bucket: str) -> Iterator[Dataset]:
+    """The dataset as a node reads it that has nothing of it yet."""
+    with tempfile.TemporaryDirectory(prefix="albef-bench-") as cache, closing(RangeReader(cache_dir=cache)) as reader:
+        yield Dataset.open(bucket, reader=reader)
 
 
 def _first_batch(folder: Path, sample: int) -> Any:
-    loader = ours.loader_of(Dataset.open(str(folder)), ours.augmenting())
-    return next(ours.batches_from(loader, sample // peer.BATCH))
+    with closing(ours.loader_of(Dataset.open(str(folder)), ours.augmenting())) as loader:
+        return next(ours.batches_from(loader, sample // peer.BATCH))
 
 
 def _peer_first_batch(urls: list[str], sample: int) -> Any:
@@ -282,16 +290,19 @@ def _spread(seconds: Sequence[float]) -> float:
     return max(seconds) / min(seconds)
 
 
-def _threaded(dataset: Dataset, pictures: int, threads: int) -> tuple[int, float, float]:
-    """(pictures, wall seconds, CPU seconds)."""
-    loader = ours.loader_of(dataset, ours.augmenting(), num_workers=threads)
-    batches = ours.batches_from(loader)
-    next(batches)
-    start = time.perf_counter()
-    number, cpu_s = cpu_seconds_of(lambda: ours.pictures_in(batches, pictures))
-    wall_s = time.perf_counter() - start
-    loader.close()
-    return number, wall_s, cpu_s
+@dataclass(frozen=True)
+class _Speed:
+    per_wall_s: float
+    per_cpu_s: float
+
+
+def _threaded(dataset: Dataset, transform: Transform, pictures: int, threads: int) -> _Speed:
+    with closing(ours.loader_of(dataset, transform, num_workers=threads)) as loader:
+        batches = ours.batches_from(loader)
+        next(batches)
+        start = time.perf_counter()
+        number, cpu_s = cpu_seconds_of(lambda: ours.pictures_in(batches, pictures))
+        return _Speed(number / (time.perf_counter() - start), number / cpu_s)
 
 
 @contextmanager

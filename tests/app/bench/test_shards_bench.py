@@ -90,7 +90,7 @@ def test_the_command_writes_the_rows_it_measured(work: Path, photos: PhotoShards
 def test_cases_with_servers_and_processes_give_rows(work: Path, photos: PhotoShards, case: str) -> None:
     rows = shards.run([case], shards.Scale(PICTURES, 1, work))
     assert all(row.ours > 0 for row in rows)
-    assert [row.peer is None for row in rows] == ([True] * 5 if case == "scaling" else [False])
+    assert [row.peer is None for row in rows] == ([True] * 6 if case == "scaling" else [False])
 
 
 def test_the_first_batch_is_timed_at_three_places(work: Path, photos: PhotoShards, monkeypatch: pytest.MonkeyPatch) -> None:
