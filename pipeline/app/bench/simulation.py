@@ -146,22 +146,33 @@ def epoch_rows(case: str, fleet: Fleet, nodes: Sequence[int], why: str) -> list[
     note = f"{why}; {fleet}, {needed_bytes(fleet) / GIB:.2f} GiB needed; {len(nodes)} nodes simulated"
     if refusal := _refusal(fleet):
         note += f"; at its start the loader says: {refusal}"
-    return [
-        alone(f"{case}: amplification", AMPLIFICATION, [_amplification(fleet, days)], note),
-        alone(f"{case}: balance", BALANCE, [max(fetched) / (sum(fetched) / len(fetched))], note),
-    ]
+    rows = [alone(f"{case}: amplification", AMPLIFICATION, [_amplification(fleet, days)], note)]
+    if len(nodes) == fleet.nodes:
+        rows.append(alone(f"{case}: balance", BALANCE, [max(fetched) / (sum(fetched) / len(fetched))], note))
+    return rows
 
 
-def other_fleets(fleet: Fleet) -> dict[str, tuple[Fleet, str]]:
+@dataclass(frozen=True)
+class OtherFleet:
+    """A fleet on which something does not fit, and how many of its nodes tell."""
+
+    case: str
+    fleet: Fleet
+    nodes: int
+    why: str
+
+
+def other_fleets(fleet: Fleet) -> list[OtherFleet]:
     """Nodes that share lanes, and caches that are just large enough or too small."""
     needed = needed_bytes(fleet)
-    return {
-        "64 lanes on 48 nodes": (replace(fleet, nodes=48, global_batch_size=6144), "a node's ranks begin and end within lanes, which two nodes then read"),
-        "88 shards a lane": (replace(fleet, nodes=16, lanes=16), "16 lanes on 16 nodes"),
-        "cache of what is needed": (replace(fleet, cache_bytes=needed), "no room to fetch ahead"),
-        "cache of 32 GiB": (replace(fleet, cache_bytes=CACHE_BYTES), "the default; some pieces are still there from the epoch before"),
-        "half of what is needed": (replace(fleet, cache_bytes=needed // 2), "too small a cache"),
-    }
+    odd, few = replace(fleet, nodes=48, global_batch_size=6144), replace(fleet, nodes=16, lanes=16)
+    return [
+        OtherFleet("64 lanes on 48 nodes", odd, 6, "a node's ranks begin and end within lanes, which two nodes then read"),
+        OtherFleet("88 shards a lane", few, 2, "16 lanes on 16 nodes"),
+        OtherFleet("cache of what is needed", replace(fleet, cache_bytes=needed), 2, "no room to fetch ahead"),
+        OtherFleet("cache of 32 GiB", replace(fleet, cache_bytes=CACHE_BYTES), 2, "the default; some pieces are still there from the epoch before"),
+        OtherFleet("half of what is needed", replace(fleet, cache_bytes=needed // 2), 1, "too small a cache"),
+    ]
 
 
 def restart_rows(fleet: Fleet, simulated_nodes: int) -> list[BenchRow]:
@@ -208,17 +219,17 @@ def memory_rows(fleet: Fleet) -> list[BenchRow]:
     ]
 
 
-def _fleets_rows(scale: Scale) -> list[BenchRow]:
+def fleets_rows(fleet: Fleet) -> list[BenchRow]:
     rows = []
-    for case, (fleet, why) in other_fleets(Fleet()).items():
-        rows += epoch_rows(case, fleet, _evenly(fleet.nodes, scale.nodes), why)
+    for other in other_fleets(fleet):
+        rows += epoch_rows(other.case, other.fleet, _evenly(other.fleet.nodes, other.nodes), other.why)
     return rows
 
 
 CASES: dict[str, Callable[[Scale], list[BenchRow]]] = {
     "day": lambda scale: day_rows(Fleet(), _evenly(Fleet.nodes, scale.nodes), scale.hours, scale.step_s),
     "epoch": lambda _: epoch_rows("epoch", Fleet(), range(Fleet.nodes), "the second epoch, so that what is fetched ahead of an epoch is counted once"),
-    "fleets": _fleets_rows,
+    "fleets": lambda _: fleets_rows(Fleet()),
     "restart": lambda scale: restart_rows(Fleet(), scale.nodes),
     "memory": lambda _: memory_rows(Fleet()),
 }
