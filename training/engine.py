@@ -193,6 +193,7 @@ class Trainer:
             slowest = slowest_rank(ranks)
             values |= metrics_of(ranks[slowest], slowest)
             self._warn_of_slow_data(ranks[slowest], slowest)
+            values |= {f"data/{name}": float(count) for name, count in self.loader.dataset.parts[0].dataset.reader.counters.items()}  # of rank 0
         if len(self.loader.dataset.parts) > 1:
             for name, counters in self.loader.sources(self.state.position, []).items():
                 values |= {f"data/{name}/{counter}": counters[counter] for counter in ("drawn", "epochs")}
