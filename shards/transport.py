@@ -127,7 +127,9 @@ class S3Ranges:
             while count := body.readinto(buffer):
                 yield buffer[:count]
         except boto.ClientError as error:
-            raise _of_status(path, error, total) from error
+            if (damage := _damage(path, _status(error), total)) is not None:
+                raise damage from None  # without a cause: readers may do without this one shard, whereas what the storage itself says ends the run
+            raise _failure(path, error) from error
         except (boto.IncompleteReadError, boto.ResponseStreamingError) as error:
             raise Interrupted("reset" if "reset" in str(error).lower() else "truncated", error) from error
         except boto.ReadTimeoutError as error:
@@ -177,15 +179,22 @@ def _check_range(path: str, content_range: str, start: int, total: int) -> None:
         raise DataError(f"{path}: has {size} bytes, the manifest says {total}; copy the shard again")
 
 
-def _of_status(path: str, error: Any, total: int) -> Exception:
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    if status >= 500 or status in BUSY or code in BUSY_CODES:
-        return Interrupted(f"status_{status}", error)
+def _status(error: Any) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _damage(path: str, status: int, total: int) -> DataError | None:
     if status == 404:
         return DataError(f"{path}: not found; the manifest lists it")
     if status == 416:
         return DataError(f"{path}: is shorter than {total} bytes, which the manifest says; copy the shard again")
+    return None
+
+
+def _failure(path: str, error: Any) -> Exception:
+    status, code = _status(error), str(error.response.get("Error", {}).get("Code", ""))
+    if status >= 500 or status in BUSY or code in BUSY_CODES:
+        return Interrupted(f"status_{status}", error)
     if status in (401, 403):
         return DataError(f"{path}: no permission ({error}); check the rights or the credentials")
     return DataError(f"{path}: cannot be read ({error}); check the bucket, the region and the endpoint (AWS_ENDPOINT_URL)")

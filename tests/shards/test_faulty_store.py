@@ -57,12 +57,10 @@ def test_an_epoch_of_20000_samples_from_a_store_that_fails_one_request_in_a_hund
         if path.is_file():
             storage.write_bytes(f"{remote}/{path.relative_to(local)}", path.read_bytes())
     with FaultyFront(port_of(s3_endpoint), share=0.01, seed=1) as front:
-        dataset = Dataset.open(remote)
         monkeypatch.setenv("AWS_ENDPOINT_URL", front.endpoint)
         storage.filesystem(remote)[0].clear_instance_cache()
         reader = RangeReader(cache_dir=str(tmp_path / "cache"), piece_bytes=2**15, deadlines=Deadlines(stall_s=1.0))
-        dataset._reader = reader
-        batches = epoch(dataset, num_workers=4)
+        batches = epoch(Dataset.open(remote, reader=reader), num_workers=4)
         counters = reader.counters
         reader.close()
     assert batches == epoch(Dataset.open(local), num_workers=1)

@@ -16,8 +16,11 @@ from wire_proxy import WireProxy
 
 from pipeline.core import storage
 from pipeline.core.errors import ConfigError, DataError, Stopped
+from shards.dataset import DamagedSample, DamagedShard
 from shards.ranges import RangeReader
 from shards.transport import Counters, Deadlines, Transport
+
+from .conftest import MakeDataset
 
 QUICK = Deadlines(connect_s=1.0, stall_s=0.5, patience_s=30.0, first_pause_s=0.01, longest_pause_s=0.1)
 SIZE = 1_000_003
@@ -137,6 +140,24 @@ def test_what_a_store_will_not_give_is_the_user_s_to_mend(make_reader: MakeReade
     with pytest.raises(DataError, match="the manifest says 1000003; run"):
         make_reader().read(path, 0, SIZE + 1, SIZE)
     assert make_reader().read(path, 5, 10, SIZE) == data[5:15]
+
+
+def test_a_shard_that_vanishes_from_the_store_is_lost_and_one_that_is_forbidden_ends_the_run(
+    make_dataset: MakeDataset, make_reader: MakeReader, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make_dataset([3, 3], f"{s3_bucket}/set")
+    dataset.reader = make_reader()
+    for shard in (0, 1):
+        dataset.indexes(shard)
+    storage.remove(f"{s3_bucket}/set/00001.tar")
+    with pytest.raises(DamagedShard, match=r"00001\.tar: not found"):
+        dataset.read(3)
+    monkeypatch.setitem(fsspec.config.conf, "s3", {**fsspec.config.conf.get("s3", {}), "anon": True})
+    storage.filesystem("s3://x")[0].clear_instance_cache()
+    dataset.reader = make_reader()
+    with pytest.raises(DataError, match="no permission") as forbidden:
+        dataset.read(0)
+    assert not isinstance(forbidden.value, DamagedSample)
 
 
 def test_a_cache_too_small_for_the_pieces_in_flight_is_refused(make_reader: MakeReader, shard: tuple[str, bytes]) -> None:
