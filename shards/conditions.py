@@ -115,6 +115,8 @@ class Condition:
             return f"not ({self.text}): of another type"
         except ZeroDivisionError:
             return f"not ({self.text}): division by zero"
+        except OverflowError:
+            return f"not ({self.text}): number too large"
         except DataError:
             return f"not ({self.text}): json or picture damaged"
 
@@ -191,12 +193,18 @@ def _value(node: ast.AST, facts: SampleFacts) -> Any:
         case ast.UnaryOp(op=op, operand=operand):
             return _UNARY[type(op)](_value(operand, facts))
         case ast.BinOp(left=left, op=op, right=right):
-            return _ARITHMETIC[type(op)](_value(left, facts), _value(right, facts))
+            return _calculated(_ARITHMETIC[type(op)], _value(left, facts), _value(right, facts))
         case ast.Call(func=ast.Name(id=name), args=[argument]):
             return _FUNCTIONS[name](_value(argument, facts))
         case ast.Compare(left=left, ops=ops, comparators=comparators):
             return _compared(left, ops, comparators, facts)
     raise AssertionError(ast.dump(node))
+
+
+def _calculated(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    if not (isinstance(left, int | float) and isinstance(right, int | float)):
+        raise TypeError("numbers only: a stranger's text times a stranger's number may fill the memory")
+    return operation(left, right)
 
 
 def _decided(parts: Sequence[ast.AST], by: bool, facts: SampleFacts) -> bool:

@@ -55,12 +55,14 @@ def test_a_condition_means_what_it_says(text: str, kept: bool) -> None:
         ("exif.Make == 'x'", "not (exif.Make == 'x'): exif.Make missing"),
         ("width > 'a'", "not (width > 'a'): of another type"),
         ("width / zero > 1", "not (width / zero > 1): division by zero"),
+        ("exif * width > 1", "not (exif * width > 1): of another type"),
+        ("huge / 2 > 1", "not (huge / 2 > 1): number too large"),
         ("gone > 3 and width > 10", "not (gone > 3 and width > 10): gone missing"),
         ("gone > 3 and width > 1000", "not (gone > 3 and width > 1000)"),
     ],
 )
 def test_what_cannot_be_said_of_a_sample_has_a_reason_of_its_own(text: str, reason: str) -> None:
-    assert Condition(text)(facts({"width": 300, "zero": 0, "exif": "{}"})) == reason
+    assert Condition(text)(facts({"width": 300, "zero": 0, "exif": "{}", "huge": 10**400})) == reason
 
 
 def test_damaged_json_and_pictures_are_reasons_too() -> None:

@@ -96,9 +96,10 @@ def test_the_bytes_depend_on_the_request_alone(laion: Path, tmp_path: Path, s3_b
     made(str(tmp_path / "two"), laion, workers=2, spill=str(tmp_path / "spill"), **options)
     assert files(str(tmp_path / "two")) == expected
     assert not list((tmp_path / "spill").iterdir()), "the runs are removed"
-    monkeypatch.setattr(reshard_request, "PORTION_BYTES", 20_000)
-    monkeypatch.setattr(reshard_cut, "AT_ONCE", 6)
-    made(str(tmp_path / "three"), laion, **options)
+    with monkeypatch.context() as small:
+        small.setattr(reshard_request, "PORTION_BYTES", 20_000)
+        small.setattr(reshard_cut, "AT_ONCE", 6)
+        made(str(tmp_path / "three"), laion, **options)
     assert files(str(tmp_path / "three")) == expected
     for path in laion.glob("*.tar"):
         storage.write_bytes(f"{s3_bucket}/laion/{path.name}", path.read_bytes())
