@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import s3fs
+from faulty_front import FAULTS, FaultyFront
 from hypothesis import given
 from hypothesis import strategies as st
+from wire_proxy import WireProxy
 
 from pipeline.core import storage
 from pipeline.core.errors import ConfigError, DataError, Stopped, UserError
-from shards import foreign, layout, provenance, random_stream, reshard_cut, reshard_request
+from shards import foreign, layout, provenance, random_stream, reshard_cut, reshard_request, rewrite
 from shards.dataset import Dataset
 from shards.manifest import read_manifest
 from shards.reshard import Resharded, pinned, reshard
@@ -32,7 +35,6 @@ from shards.reshard_request import ROW, Portion, Request, Work
 from shards.verify import verify
 from shards.writer import tar_bytes
 
-from ..wire_proxy import WireProxy
 from .conftest import MakeDataset
 from .foreign_tars import read_by_webdataset, write_laion
 
@@ -355,9 +357,24 @@ def test_a_signal_stops_it_with_exit_code_4_and_it_goes_on(laion: Path, tmp_path
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in tars} == tars, "what was complete is not written again"
 
 
-def test_a_store_that_goes_away_stops_it_resumably(laion: Path, tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import s3fs
+def test_requests_that_fail_go_on_at_the_byte(laion: Path, tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"shuffle": 3, "samples_per_shard": 20, "where": WHERE[:1]}
+    for path in laion.glob("*.tar"):
+        storage.write_bytes(f"{s3_bucket}/laion/{path.name}", path.read_bytes())
+    foreign.index_folder(f"{s3_bucket}/laion")
+    with FaultyFront(int(os.environ["AWS_ENDPOINT_URL"].rsplit(":", 1)[1]), 0.3, 1, [fault for fault in FAULTS if fault != "stalled"]) as front:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", front.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        rewrite._transport.cache_clear()  # it keeps its connections
+        try:
+            faulty = made(f"{s3_bucket}/out", f"{s3_bucket}/laion", **options)
+        finally:
+            rewrite._transport.cache_clear()
+    assert faulty.manifest.fingerprint == made(str(tmp_path / "out"), laion, **options).manifest.fingerprint
+    assert front.injected.total() > 5
 
+
+def test_a_store_that_goes_away_stops_it_resumably(laion: Path, tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"shuffle": 3, "samples_per_shard": 20}
     with WireProxy(int(os.environ["AWS_ENDPOINT_URL"].rsplit(":", 1)[1])) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
