@@ -41,7 +41,7 @@ class WebDataset(Source):
     def _row(self, number: int, data: tar.Readable, group: tar.Group, name: str) -> Row:
         image = tar.image_member(group)
         if image is None:
-            return RejectedRow(number, "no_picture", f"{name}.tar: {group.key}")
+            return RejectedRow(number, group.refused or "no_picture", f"{name}.tar: {group.key}")
         try:
             metadata = tar.metadata_of(data, group, f"{name}.tar")
         except DataError as error:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,12 @@ def test_a_damaged_tar_and_a_folder_without_tars_are_named(mirror: Path, tmp_pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no \.tar files here"):
         read("webdataset", tmp_path / "empty")
+
+
+def test_what_is_no_plain_picture_is_rejected_with_its_reason(tmp_path: Path, read: Read, reasons_of: Reasons) -> None:
+    link = tarfile.TarInfo("link.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(tmp_path / "00000.tar", "w") as file:
+        for member in (link, *(tarfile.TarInfo(name) for name in ("link.txt", "twice.jpg", "twice.jpg", "twice.txt"))):
+            file.addfile(member)
+    assert reasons_of(read("webdataset", tmp_path)) == [(1, "not_a_file"), (2, "duplicate_key")]
