@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import storage
-from pipeline.core.errors import ConfigError, DataError, Stopped, StorageUnreachable
+from pipeline.core.errors import DataError, Stopped, StorageUnreachable
 from shards import index, layout, tar
 from shards.held import Held
 from shards.manifest import Manifest, read_manifest
@@ -213,7 +213,7 @@ class Dataset:
 
     def _refuse_what_is_no_damage(self, error: DataError) -> None:
         """Raises the error where the storage answered something else than "not there", and Stopped where all of the dataset is gone: it is not mounted."""
-        if isinstance(error, ConfigError | StorageUnreachable) or (error.__cause__ is not None and not isinstance(error.__cause__, FileNotFoundError)):
+        if isinstance(error, StorageUnreachable) or (error.__cause__ is not None and not isinstance(error.__cause__, FileNotFoundError)):
             raise error
         try:
             gone = not storage.exists(layout.newest_path(self.index_root))
