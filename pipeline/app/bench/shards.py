@@ -23,6 +23,7 @@ from pipeline.core.errors import ConfigError
 from shards import tar
 from shards.dataset import Dataset
 from shards.ranges import RangeReader
+from shards.stage_times import STAGES, StageTimes
 from shards.tar_stream import LocalSlices
 from shards.transforms import Transform
 
@@ -191,6 +192,26 @@ def scaling(scale: Scale) -> list[BenchRow]:
     return rows
 
 
+def stage_timing(scale: Scale) -> list[BenchRow]:
+    """What it costs to know where the workers' time goes."""
+    photos = scale.of(SMALL)
+    dataset = Dataset.open(str(photos.folder))
+    times = StageTimes()
+
+    def timed() -> int:
+        for _ in range(scale.pictures):
+            for stage in STAGES:
+                with times.busy(stage):
+                    pass
+        return scale.pictures
+
+    shares = []
+    for _ in range(scale.rounds):
+        picture = _rate(partial(_our_batches, dataset, ours.augmenting(), scale.pictures))
+        shares.append(100 * picture / _rate(timed))
+    return [alone("stage-timing", "% of a picture's CPU", shares, f"three timings a picture, beside augment-small; {photos}")]
+
+
 CASES: dict[str, Callable[[Scale], list[BenchRow]]] = {
     "tar-walk": tar_walk,
     "decode-small": lambda scale: decode(scale, SMALL),
@@ -205,6 +226,7 @@ CASES: dict[str, Callable[[Scale], list[BenchRow]]] = {
     "s3-clients": s3_clients,
     "first-batch": first_batch,
     "scaling": scaling,
+    "stage-timing": stage_timing,
 }
 
 

@@ -85,6 +85,11 @@ def test_the_command_writes_the_rows_it_measured(work: Path, photos: PhotoShards
     assert all(row["ours"] > 0 and row["peer"] > 0 and row["ratio"] > 0 and "bits/pixel" in row["note"] for row in record["rows"])
 
 
+def test_the_cost_of_timing_is_a_small_share(work: Path, photos: PhotoShards) -> None:
+    (row,) = shards.run(["stage-timing"], shards.Scale(PICTURES, 1, work))
+    assert 0 < row.ours < 5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["s3-walk", "s3-augment", "scaling"])
 def test_cases_with_servers_and_processes_give_rows(work: Path, photos: PhotoShards, case: str) -> None:
