@@ -176,7 +176,7 @@ def bench_shards(
 def bench_shards_simulation(
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the rows with command, commit and machine.")] = None,
     cases: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="What to simulate; default: everything.")] = None,
-    nodes: Annotated[int, typer.Option(help="Nodes simulated where not all are; they know nothing of one another.", min=1)] = 8,
+    nodes: Annotated[int, typer.Option(help="Nodes simulated where not all are; they know nothing of one another.", min=1)] = 4,
     hours: Annotated[float, typer.Option(help="Length of the day.", min=0.01)] = 24,
     step_s: Annotated[float, typer.Option(help="Seconds a step takes.", min=0.001)] = 1.0,
 ) -> None:
