@@ -62,16 +62,19 @@ class NodeCache:
         """Bytes [offset, offset + length) of the piece, whose size is `size`, and whether it was there already.
 
         Raises:
-            Stopped: the disk is full, or another process keeps a lock for longer than the patience; and what `fetch` raises.
+            Stopped: the disk is full or fails, or another process keeps a lock for longer than the patience; and what `fetch` raises.
         """
-        descriptor = self._open_kept(name, size)
-        hit = descriptor is not None
-        if descriptor is None:
-            descriptor = self._fetched(name, size, fetch)
         try:
-            return os.pread(descriptor, length, offset), hit
-        finally:
-            _close(descriptor)
+            descriptor = self._open_kept(name, size)
+            hit = descriptor is not None
+            if descriptor is None:
+                descriptor = self._fetched(name, size, fetch)
+            try:
+                return os.pread(descriptor, length, offset), hit
+            finally:
+                _close(descriptor)
+        except OSError as error:
+            raise Stopped(f"{self._path(name)}: the shard cache fails ({error}); put it on another disk and run the same command again") from error
 
     def holds(self, name: str) -> bool:
         """Whether the piece is there; it counts as used."""

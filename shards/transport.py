@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.core import storage
+from pipeline.core import stopping, storage
 from pipeline.core.errors import DataError, Stopped
 
 CHUNK_BYTES = 2**17  # what is in memory of a piece on its way to the disk; a buffer of this size stays in the processor's cache, one of 1 MiB does not
@@ -24,6 +24,7 @@ class Deadlines:
     connect_s: float = 10.0
     stall_s: float = 20.0  # without a byte: then another request goes on from there
     patience_s: float = 300.0  # for a piece, all its requests and pauses together; other ranks give up on us after NCCL's 600
+    patience_when_stopping_s: float = 10.0  # from the first fault after a signal: Slurm kills 30 s after it, and a checkpoint takes time too
     first_pause_s: float = 0.1
     longest_pause_s: float = 10.0
 
@@ -87,6 +88,8 @@ class Transport:
                 self.counters.add(f"retries_{fault.reason}")
                 if position > began:
                     pause = self.deadlines.first_pause_s
+                if stopping.stop_reason(None) is not None:
+                    deadline = min(deadline, time.monotonic() + self.deadlines.patience_when_stopping_s)
                 wait = pause * random.uniform(0.5, 1.5)  # many workers must not come back at once
                 if time.monotonic() + wait > deadline or given_up.wait(wait) or not threading.main_thread().is_alive():
                     raise Stopped(f"{path}: cannot be read ({fault}); run the same command again when the storage is back") from fault

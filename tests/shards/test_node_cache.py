@@ -157,6 +157,13 @@ def test_a_full_disk_is_one_line(tmp_path: Path, allowed: int) -> None:
     assert read(cache, store, 0) == content(named(0))[10:510]
 
 
+def test_a_disk_that_fails_is_one_line(tmp_path: Path) -> None:
+    store, cache = Store(), NodeCache(str(tmp_path), 4 * PIECE, 10)
+    (tmp_path / named(0)).mkdir()  # neither a piece nor to be replaced by one
+    with pytest.raises(Stopped, match="the shard cache fails"):
+        read(cache, store, 0)
+
+
 def test_a_folder_that_cannot_be_the_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="cannot be made"):

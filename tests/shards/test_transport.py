@@ -14,7 +14,7 @@ import pytest
 from faulty_front import FAULTS, FaultyFront
 from wire_proxy import WireProxy
 
-from pipeline.core import storage
+from pipeline.core import stopping, storage
 from pipeline.core.errors import ConfigError, DataError, Stopped
 from shards.dataset import DamagedSample, DamagedShard
 from shards.ranges import RangeReader
@@ -206,6 +206,21 @@ def test_closing_ends_a_prefetch_that_waits_for_a_dead_store(
         began = time.monotonic()
         reader.close()
         assert time.monotonic() - began < 5
+
+
+def test_a_run_that_is_told_to_stop_does_not_wait_for_a_dead_store(
+    make_reader: MakeReader, shard: tuple[str, bytes], s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WireProxy(port_of(s3_endpoint)) as proxy:
+        ask_at(proxy.endpoint, monkeypatch)
+        reader = make_reader(Deadlines(patience_when_stopping_s=1.0, longest_pause_s=0.2))
+        proxy.die()
+        monkeypatch.setattr(stopping, "_received", [])
+        threading.Timer(1.0, lambda: stopping._received.append("SIGTERM")).start()
+        began = time.monotonic()
+        with pytest.raises(Stopped, match="run the same command again"):
+            reader.read(shard[0], 0, 10, SIZE)
+        assert 1.5 < time.monotonic() - began < 10
 
 
 def test_a_pickled_reader_begins_with_the_same_options(make_reader: MakeReader, shard: tuple[str, bytes]) -> None:
