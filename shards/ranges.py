@@ -1,5 +1,6 @@
 """Ranged reads from shards: local files stay open; remote shards come in large aligned pieces, through a cache that the processes of a node share."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -111,26 +112,29 @@ class RangeReader:
 
     def prefetch(self, path: str, start: int, end: int, total: int, identity: str = "") -> None:
         """Announce that bytes [start, end) will be read: their pieces are fetched in the background. Never fails and never waits."""
-        if storage.is_local(path) or self._closed.is_set():
+        if storage.is_local(path):
             return
-        for piece in self._pieces(path, start, min(end, total), total, identity):
-            if self._cache is not None and self._cache.holds(piece.name):
-                continue
-            with self._lock:
-                if piece.name in self._announced:
-                    continue
-                if len(self._announced) >= QUEUED_PIECES:
-                    self._counters.add("prefetch_dropped")
-                    continue
-                self._announced.add(piece.name)
-                if self._pool is None:
-                    self._pool = ThreadPoolExecutor(self.options.requests_in_flight, thread_name_prefix="albef-prefetch")
+        with contextlib.suppress(OSError, RuntimeError):  # of a cache folder that is gone, and of an interpreter that ends
+            for piece in self._pieces(path, start, min(end, total), total, identity):
+                if self._cache is None or not self._cache.holds(piece.name):
+                    self._announce(path, piece, total)
+
+    def _announce(self, path: str, piece: _Piece, total: int) -> None:
+        with self._lock:
+            if self._closed.is_set() or piece.name in self._announced:
+                return
+            if len(self._announced) >= QUEUED_PIECES:
+                self._counters.add("prefetch_dropped")
+                return
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.options.requests_in_flight, thread_name_prefix="albef-prefetch")
             self._pool.submit(self._prefetch_piece, path, piece, total)
+            self._announced.add(piece.name)
 
     def close(self) -> None:
         """Give up prefetching and close files; what reads at this moment may end with Stopped."""
-        self._closed.set()
         with self._lock:
+            self._closed.set()
             pool, self._pool = self._pool, None
             self._files.clear()
         if pool is not None:

@@ -206,6 +206,9 @@ def test_closing_ends_a_prefetch_that_waits_for_a_dead_store(
         began = time.monotonic()
         reader.close()
         assert time.monotonic() - began < 5
+        before = reader.counters
+        reader.prefetch(shard[0], 0, SIZE, SIZE)  # from now on there is nobody to ask
+        assert reader.counters == before
 
 
 def test_a_run_that_is_told_to_stop_does_not_wait_for_a_dead_store(
