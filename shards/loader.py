@@ -18,7 +18,6 @@ from shards.mixing import MixedDataset, refuse_parts_without_items
 from shards.order import EpochOrder, EpochOver, Epochs, OrderSettings, most_portions, order_settings
 from shards.prefetch import Prefetch
 from shards.quarantine import Damage, Entry, Quarantine
-from shards.ranges import PIECE_BYTES
 from shards.shares import Shares
 from shards.stage_times import StageTimes
 from shards.transforms import Transform
@@ -169,10 +168,11 @@ class ShardLoader(Generic[BatchT]):
             part.dataset.indexes.count = table.ends.count = max(held, 2)
         if not any(is_remote(part.dataset) for part in parts):
             return None
-        reader = parts[0].dataset.reader
-        refuse_small_cache(parts, self.epochs, split, reader.cache_bytes, PIECE_BYTES)
+        reader = parts[0].dataset.reader  # all parts share it
+        piece_bytes = reader.options.piece_bytes
+        refuse_small_cache(parts, self.epochs, split, reader.cache_bytes, piece_bytes)
         lanes = split.lanes_of_node(self.rank // split.ranks_per_node, settings)
-        needed = bytes_in_use(parts, self.epochs, len(lanes), PIECE_BYTES)
+        needed = bytes_in_use(parts, self.epochs, len(lanes), piece_bytes)
         turns = min(split.ranks_per_node, split.world_size)
         return Prefetch(parts, self.epochs, lanes, self.rank % turns, turns, min(1.0, (reader.cache_bytes - needed) / max(1, needed)))
 

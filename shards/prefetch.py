@@ -11,7 +11,6 @@ from shards import layout
 from shards.dataset import Part
 from shards.locality import byte_ranges, is_remote
 from shards.order import Block, Epochs
-from shards.ranges import PIECE_BYTES
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,11 @@ class Prefetch:
         self._asked[place] = (this, max(count, wanted))
 
     def _pieces(self, block: Block) -> list[_Piece]:
+        size = self.parts[block.source].dataset.reader.options.piece_bytes
         return [
-            _Piece(block.source, shard, max(first, start), min(first + PIECE_BYTES, end))
+            _Piece(block.source, shard, max(first, start), min(first + size, end))
             for _, shard, start, end in byte_ranges(self.parts, self.epochs, block)
-            for first in range(start - start % PIECE_BYTES, end, PIECE_BYTES)
+            for first in range(start - start % size, end, size)
         ]
 
     def _fetch(self, piece: _Piece) -> None:

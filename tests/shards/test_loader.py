@@ -1,20 +1,18 @@
 """The order contract: exactly once, the same on any ranks and workers, and resumed bit for bit."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
+from delivering import digests, global_batches, loader
 
 from pipeline.core import storage
 from pipeline.core.errors import ConfigError, DataError, Stopped
 from shards import index, layout, manifest, writer
 from shards.dataset import Dataset
-from shards.item_maker import Item
 from shards.loader import Position, ShardLoader
 from shards.ranges import RangeReader
 from shards.transforms import PretrainTransform
@@ -22,40 +20,13 @@ from shards.transport import Deadlines
 
 from .conftest import MakeDataset, samples
 
-Digest = tuple[int, str, int, int, str, str]
-
-
-def digests(items: list[Item]) -> list[Digest]:
-    """Everything of the items, pictures as hashes."""
-    return [(i.key, i.sample_key, i.sample, i.caption_index, i.caption, hashlib.sha256(i.image.tobytes()).hexdigest()) for i in items]
-
-
-def loader(dataset: Dataset, batch: int = 12, world_size: int = 1, accumulation: int = 1, **options: Any) -> ShardLoader[list[Digest]]:
-    micro = batch // (world_size * accumulation)
-    return ShardLoader(
-        dataset, transform=PretrainTransform(16), collate=digests, global_batch_size=batch, micro_batch_size=micro,
-        accumulation_steps=accumulation, world_size=world_size, seed=5, **options,
-    )  # fmt: skip
-
-
-def global_batches(
-    dataset: Dataset, steps: int, start: Position | None = None, world_size: int = 1, accumulation: int = 1, **options: Any
-) -> list[list[Digest]]:
-    """The items of each global batch, put together from all ranks by the slice rule."""
-    by_rank = []
-    for rank in range(world_size):
-        one = loader(dataset, world_size=world_size, accumulation=accumulation, rank=rank, **options)
-        by_rank.append([batches for batches, _ in islice(one.from_position(start or one.start()), steps)])
-        one.close()
-    return [[item for part in range(accumulation) for rank in range(world_size) for item in by_rank[rank][step][part]] for step in range(steps)]
-
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (1, 3), (2, 1), (2, 2), (3, 1), (4, 1), (4, 3)])
 def test_global_batches_are_the_same_however_they_are_split(make_dataset: MakeDataset, world_size: int, accumulation: int, num_workers: int) -> None:
     dataset = make_dataset([9, 2, 14, 5])
-    plain = global_batches(dataset, 6)
-    split = global_batches(dataset, 6, world_size=world_size, accumulation=accumulation, num_workers=num_workers)
+    plain = global_batches(dataset.folder, 6)
+    split = global_batches(dataset.folder, 6, world_size=world_size, accumulation=accumulation, num_workers=num_workers)
     assert split == plain
 
 
@@ -65,7 +36,7 @@ def test_every_item_comes_at_most_once_an_epoch_and_only_the_rest_of_a_batch_is_
     one = loader(dataset, epoch_over=epoch_over)
     items = one.items_per_epoch
     assert items == (dataset.manifest.num_captions if epoch_over == "pairs" else dataset.num_samples)
-    epochs = global_batches(dataset, 2 * one.steps_per_epoch, epoch_over=epoch_over)
+    epochs = global_batches(dataset.folder, 2 * one.steps_per_epoch, epoch_over=epoch_over)
     identity = slice(2, 4) if epoch_over == "pairs" else slice(2, 3)
     seen = []
     for epoch in (epochs[: one.steps_per_epoch], epochs[one.steps_per_epoch :]):
@@ -92,7 +63,7 @@ def test_a_run_saved_on_four_ranks_goes_on_with_three(make_dataset: MakeDataset)
     dataset = make_dataset([9, 2, 14, 5])
     one = loader(dataset, world_size=4, rank=2)
     position = list(islice(one.from_position(one.start()), 2))[-1][1]
-    assert global_batches(dataset, 5)[2:] == global_batches(dataset, 3, start=position, world_size=3, accumulation=2)
+    assert global_batches(dataset.folder, 5)[2:] == global_batches(dataset.folder, 3, start=asdict(position), world_size=3, accumulation=2)
 
 
 def test_a_position_of_other_data_or_another_seed_is_refused(make_dataset: MakeDataset) -> None:
@@ -138,7 +109,7 @@ def test_damaged_items_are_replaced_alike_everywhere_and_listed(make_dataset: Ma
     assert listed[3]["key"] == "000000003"
     assert "checksum" in listed[3]["reason"]
     assert "damaged picture" in listed[20]["reason"]
-    assert global_batches(dataset, len(steps), world_size=3, accumulation=2) == [batches[0] for batches, _ in steps]
+    assert global_batches(dataset.folder, len(steps), world_size=3, accumulation=2) == [batches[0] for batches, _ in steps]
 
 
 def test_the_quarantine_holds_what_delivered_steps_met_and_decides_again_on_resume(make_dataset: MakeDataset, flip_byte: Callable[[str, int], None]) -> None:
@@ -160,8 +131,7 @@ def test_the_quarantine_holds_what_delivered_steps_met_and_decides_again_on_resu
 
 def test_storage_that_fails_stops_the_run_and_quarantines_nothing(make_dataset: MakeDataset, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_dataset([12, 12], f"{s3_bucket}/set").folder
-    dataset = Dataset.open(folder, reader=RangeReader(deadlines=Deadlines(patience_s=0.5)))
-    one = loader(dataset)
+    one = loader(Dataset.open(folder, reader=RangeReader(deadlines=Deadlines(patience_s=0.5))))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
     storage.filesystem("s3://x")[0].clear_instance_cache()
     with pytest.raises(Stopped, match="run the same command again"):
