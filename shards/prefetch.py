@@ -15,10 +15,11 @@ from shards.order import Block, Epochs
 
 @dataclass(frozen=True)
 class _Piece:
-    """What is asked for at a time; the ranks of a node take turns."""
+    """What is asked for at a time: bytes [start, end) of a shard, all in one piece of the cache; the ranks of a node take turns by its number in the shard."""
 
     source: int
     shard: int
+    number: int
     start: int
     end: int
 
@@ -52,29 +53,33 @@ class Prefetch:
             for lane in self.lanes:
                 for block in self.epochs.blocks(epoch, step, lane):
                     if is_remote(self.parts[block.source].dataset):
-                        self._ask_for(self.epochs.after(block), block.delivered)
+                        self._ask_for_what_is_due(block)
 
-    def _ask_for(self, block: Block, due: float) -> None:
-        """As much of the block as is due when that share of the one before it is delivered."""
-        this, place = (block.epoch, block.number), (block.source, block.lane)
-        asked, count = self._asked.get(place, (this, 0))
+    def _ask_for_what_is_due(self, block: Block) -> None:
+        """All of the block when nothing was asked of its lane before; then as much of the next one as is due by now."""
+        place = (block.source, block.lane)
+        if place not in self._asked:
+            self._fetch(self._pieces(block))
+        following = self.epochs.after(block)
+        asked, count = self._asked.get(place, ((-1, -1), 0))
+        this = (following.epoch, following.number)
         count = count if asked == this else 0
-        pieces = self._pieces(block)
-        wanted = math.ceil(due * self.share * len(pieces))
-        for number in range(count, wanted):
-            if number % self.turns == self.turn:
-                self._fetch(pieces[number])
-        self._asked[place] = (this, max(count, wanted))
+        pieces = self._pieces(following)
+        due = max(count, math.ceil(block.delivered * self.share * len(pieces)))
+        self._fetch(pieces[count:due])
+        self._asked[place] = (this, due)
 
     def _pieces(self, block: Block) -> list[_Piece]:
         size = self.parts[block.source].dataset.reader.options.piece_bytes
         return [
-            _Piece(block.source, shard, max(first, start), min(first + size, end))
+            _Piece(block.source, shard, first // size, max(first, start), min(first + size, end))
             for _, shard, start, end in byte_ranges(self.parts, self.epochs, block)
             for first in range(start - start % size, end, size)
         ]
 
-    def _fetch(self, piece: _Piece) -> None:
-        dataset = self.parts[piece.source].dataset
-        entry = dataset.manifest.shards[piece.shard]
-        dataset.reader.prefetch(layout.tar_path(dataset.folder, entry.name), piece.start, piece.end, entry.bytes, entry.sha256)
+    def _fetch(self, pieces: Sequence[_Piece]) -> None:
+        for piece in pieces:
+            if piece.number % self.turns == self.turn:
+                dataset = self.parts[piece.source].dataset
+                entry = dataset.manifest.shards[piece.shard]
+                dataset.reader.prefetch(layout.tar_path(dataset.folder, entry.name), piece.start, piece.end, entry.bytes, entry.sha256)
