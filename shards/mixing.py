@@ -68,11 +68,6 @@ class MixedDataset:
         part, own = self.part_of(sample)
         return self.parts[part].dataset.bytes_of(own)
 
-    def check(self) -> None:
-        """As `Dataset.check`, of every part."""
-        for part in self.parts:
-            part.dataset.check()
-
 
 def refuse_parts_without_items(parts: Sequence[Part], items: Sequence[int], lanes: int) -> None:
     """Raises DataError for a dataset that cannot give every lane an item."""

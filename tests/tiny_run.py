@@ -33,7 +33,7 @@ def write_dataset(folder: Path, samples: int = 96, shards: int = 3) -> None:
     publish(str(folder), entries, outcomes={"success": samples}, config={})
 
 
-def configuration(folder: Path, dataset: Path, **changes: object) -> Path:
+def configuration(folder: Path, dataset: Path | dict[str, object], **changes: object) -> Path:
     """A YAML file whose run directory is `folder`; `changes` are training settings."""
     model = {
         "image_size": 32, "patch_size": 16, "vision_width": 32, "vision_depth": 1, "vision_heads": 2, "text_hidden": 32, "text_heads": 2, "text_layers": 1,
@@ -41,7 +41,8 @@ def configuration(folder: Path, dataset: Path, **changes: object) -> Path:
     }  # fmt: skip
     model.update(changes.pop("model", {}))  # type: ignore[call-overload]
     training = {
-        "dataset": str(dataset), "model": model, "init": {"vision": None, "text": None, "tokenizer": None, "vocabulary_size": 100},
+        "dataset": dataset if isinstance(dataset, dict) else str(dataset), "model": model,
+        "init": {"vision": None, "text": None, "tokenizer": None, "vocabulary_size": 100},
         "global_batch_size": 16,
         "group_size": 4, "queue_size": 24, "momentum": 0.9, "epochs": 100, "max_steps": 5, "alpha_ramp_steps": 3, "max_tokens": 12, "precision": "fp32",
         "num_workers": 1,
