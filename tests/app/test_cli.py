@@ -18,9 +18,9 @@ def albef(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env={**tiny_run.environment(), **variables})
 
 
-def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Exit code 2 and, on standard error, one line of ours that holds all `words`."""
-    assert done.returncode == 2, done.stderr
+def assert_one_line(done: subprocess.CompletedProcess[str], *words: str, exit_code: int = 2) -> None:
+    """The exit code and, on standard error, one line of ours that holds all `words`."""
+    assert done.returncode == exit_code, done.stderr
     ours = [line for line in done.stderr.splitlines() if line.startswith("albef: ")]
     assert len(ours) == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -95,7 +95,7 @@ def test_a_corrupt_tar_is_named_before_training_starts(tmp_path: Path) -> None:
     tiny_run.write_dataset(data)
     shard = data / "00001.tar"
     shard.write_bytes(shard.read_bytes()[:5_000])
-    assert_one_line(albef("train", str(tiny_run.configuration(tmp_path / "run", data))), "00001")
+    assert_one_line(albef("train", str(tiny_run.configuration(tmp_path / "run", data))), "00001", "training.quarantine_budget", exit_code=3)
 
 
 def test_verify_finds_one_flipped_byte(tmp_path: Path) -> None:
