@@ -14,7 +14,7 @@ help:
 
 install: $(STAMP)  ## set up .venv (about 7 GB with torch)
 
-$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard shards/*.c)
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard shards/pixels/*.c)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,spark,ray]'

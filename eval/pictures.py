@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.core import storage
 from pipeline.core.errors import DataError
-from shards.decode import Picture, decode_image
-from shards.transforms import EvalTransform
+from shards.pixels.decode import Picture, decode_image
+from shards.pixels.transforms import EvalTransform
 
 READERS = 4
 

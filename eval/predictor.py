@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shards.decode import Picture
+from shards.pixels.decode import Picture
+from shards.pixels.transforms import MEAN, STD
 from shards.text_rules import pre_caption
-from shards.transforms import MEAN, STD
 from training.model import Albef
 from training.tokenizer import Tokenizer
 

@@ -137,9 +137,9 @@ def reshard(
     """
     from pipeline.core import stopping
     from pipeline.core.errors import ConfigError
-    from shards.reshard import pinned
-    from shards.reshard import reshard as make
-    from shards.reshard_request import Request
+    from shards.reshard.request import Request
+    from shards.reshard.reshard import pinned
+    from shards.reshard.reshard import reshard as make
 
     for option, given in (("--index-root", index_root), ("--manifest", manifest)):
         if given and len(given) != len(folders):

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.core import storage
 from pipeline.core.errors import DataError
 from shards import tar
-from shards.decode import decode_image
 from shards.manifest import read_manifest
+from shards.pixels.decode import decode_image
 from shards.stats import Look, captions_of, looks_at, samples
 
 COLUMNS, PICTURE, LINE, LINES, MARGIN = 6, (208, 156), 15, 3, 8  # pixels, but for the columns and the lines of a caption

@@ -16,8 +16,8 @@ from pipeline.core.errors import DataError, Stopped, StorageUnreachable
 from shards import index, layout, tar
 from shards.held import Held
 from shards.manifest import Manifest, read_manifest
-from shards.order import EpochOver, ItemTable
-from shards.ranges import RangeReader
+from shards.order.epoch import EpochOver, ItemTable
+from shards.remote.ranges import RangeReader
 
 INDEXES_HELD = 64  # of 30 bytes a sample; a loader says how many it needs
 PAUSE_BEFORE_LOST_S = 1.0  # between the two looks at a shard that seems lost

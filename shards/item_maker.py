@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.errors import DataError
-from shards import native
 from shards.dataset import DamagedSample, Dataset, Sample
-from shards.mixing import MixedDataset
-from shards.order import EpochOrder, Items
+from shards.order.epoch import EpochOrder, Items
+from shards.order.mixing import MixedDataset
+from shards.pixels import native
+from shards.pixels.transforms import Draws, Picture, Transform
 from shards.quarantine import Damage, Quarantine
 from shards.random_stream import TRANSFORM, uniforms
 from shards.stage_times import StageTimes
 from shards.text_rules import pre_caption
-from shards.transforms import Draws, Picture, Transform
 
 _MAX_ATTEMPTS = 100  # damaged replacements in a row: then it is the dataset that is damaged
 

@@ -13,14 +13,14 @@ import numpy.typing as npt
 from pipeline.core.errors import ConfigError, DataError
 from shards.dataset import Dataset
 from shards.item_maker import ItemMaker, MadeItems
-from shards.locality import Split, bytes_in_use, is_remote, refuse_small_cache
-from shards.mixing import MixedDataset, refuse_parts_without_items
-from shards.order import EpochOrder, EpochOver, Epochs, OrderSettings, most_portions, order_settings
-from shards.prefetch import Prefetch
+from shards.order.epoch import EpochOrder, EpochOver, Epochs, OrderSettings, most_portions, order_settings
+from shards.order.locality import Split, bytes_in_use, is_remote, refuse_small_cache
+from shards.order.mixing import MixedDataset, refuse_parts_without_items
+from shards.order.shares import Shares
+from shards.pixels.transforms import Transform
 from shards.quarantine import Damage, Entry, Quarantine
-from shards.shares import Shares
+from shards.remote.prefetch import Prefetch
 from shards.stage_times import StageTimes
-from shards.transforms import Transform
 
 BatchT = TypeVar("BatchT")
 

@@ -12,7 +12,7 @@ from pipeline.core import storage
 from pipeline.core.errors import DataError
 from shards import index, layout, provenance
 from shards.manifest import ShardEntry
-from shards.transport import DEADLINES, Counters, Transport
+from shards.remote.transport import DEADLINES, Counters, Transport
 from shards.writer import new_shard
 
 PIECE_BYTES = 16 * 2**20
@@ -42,7 +42,7 @@ def read_range(path: str, start: int, end: int, total: int) -> bytes:
     """
     if not storage.is_local(path):
         deadline, never = time.monotonic() + DEADLINES.patience_s, threading.Event()
-        return b"".join(bytes(chunk) for chunk in _transport().chunks(path, start, end, total, deadline, never))
+        return b"".join(bytes(chunk) for chunk in own_transport().chunks(path, start, end, total, deadline, never))
     data = storage.read_range(path, start, end)
     if len(data) != end - start:
         raise DataError(f"{path}: ends at byte {start + len(data)} of {total}; copy it again, or run `albef shards index` to take it as it is")
@@ -50,7 +50,7 @@ def read_range(path: str, start: int, end: int, total: int) -> bytes:
 
 
 @cache  # its connections serve the whole process
-def _transport() -> Transport:
+def own_transport() -> Transport:
     return Transport(DEADLINES, Counters())
 
 

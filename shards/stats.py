@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from pipeline.core.errors import DataError
 from shards import index, layout, provenance, rewrite, tar
-from shards.conditions import SampleFacts
 from shards.manifest import Manifest, ShardEntry, read_manifest
+from shards.reshard.conditions import SampleFacts
 from shards.text_rules import pre_caption
 from shards.workers import Progress, no_progress, spread
 

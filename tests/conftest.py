@@ -39,8 +39,6 @@ def _endpoint(process: "subprocess.Popen[bytes]", log: Path) -> str:
 @pytest.fixture
 def s3_endpoint(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The server's URL, with AWS_* pointing at it for this test."""
-    import s3fs
-
     for name, value in {
         "AWS_ENDPOINT_URL": s3_server,
         "AWS_ACCESS_KEY_ID": "test",
@@ -48,9 +46,19 @@ def s3_endpoint(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()  # an earlier test's client may know another endpoint
+    _forget_clients()
     yield s3_server
+    _forget_clients()
+
+
+def _forget_clients() -> None:
+    """A client keeps the endpoint it was made with, and an earlier test's was another."""
+    import s3fs
+
+    from shards import rewrite
+
     s3fs.S3FileSystem.clear_instance_cache()
+    rewrite.own_transport.cache_clear()
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import hashlib
 from itertools import islice
 from typing import Any
 
-from shards.blend import parse_blend
 from shards.dataset import Dataset
 from shards.item_maker import Item
 from shards.loader import Position, ShardLoader
-from shards.mixing import MixedDataset, open_blend
-from shards.transforms import PretrainTransform
+from shards.order.blend import parse_blend
+from shards.order.mixing import MixedDataset, open_blend
+from shards.pixels.transforms import PretrainTransform
 
 Digest = tuple[int, str, int, int, str, str]
 Source = str | dict[str, Any]  # as training.dataset has it

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8, UInt64
 from torch import Tensor
 
-from shards.transforms import MEAN, STD
+from shards.pixels.transforms import MEAN, STD
 from training.device_augment import DrawnRandAugment
 
 

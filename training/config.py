@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.config import Section
 from pipeline.core.errors import ConfigError
-from shards.blend import parse_blend
+from shards.order.blend import parse_blend
 from training.model_config import ModelConfig
 
 

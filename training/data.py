@@ -10,15 +10,15 @@ import numpy.typing as npt
 import torch
 
 from pipeline.core.errors import ConfigError
-from shards.blend import parse_blend
 from shards.dataset import DamagedSample, Dataset
 from shards.item_maker import MadeItems
 from shards.loader import ShardLoader
-from shards.mixing import MixedDataset, open_blend
+from shards.order.blend import parse_blend
+from shards.order.mixing import MixedDataset, open_blend
+from shards.pixels.transforms import PretrainTransform
 from shards.random_stream import TRANSFORM, uniforms
-from shards.ranges import RangeReader
+from shards.remote.ranges import RangeReader
 from shards.text_rules import pre_caption
-from shards.transforms import PretrainTransform
 from training.batch import Batch
 from training.checkpoint import Checkpoint
 from training.config import TrainingConfig

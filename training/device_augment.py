@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 
-from shards.affine import FILL, one_after_the_other
-from shards.randaugment import KIND, RandAugment, Sharpness
+from shards.pixels.affine import FILL, one_after_the_other
+from shards.pixels.randaugment import KIND, RandAugment, Sharpness
 
 Operation = tuple[str, int]  # name and sign
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.core import storage
 from pipeline.core.errors import BelowFloor
 from shards.dataset import Dataset
-from shards.mixing import MixedDataset
+from shards.order.mixing import MixedDataset
 from shards.quarantine import Entry, by_shard, num_samples
 from shards.verify import lost_shards
 

@@ -154,8 +154,8 @@ def _input_mark(stage: str, config: RunConfig, directory: RunDirectory) -> str |
     if stage == "ingest" and config.ingest is not None:
         return _ingest_mark(config.ingest)
     if stage == "train" and config.training is not None:
-        from shards.blend import parse_blend
         from shards.manifest import newest_number, read_manifest
+        from shards.order.blend import parse_blend
 
         sources = parse_blend(config.training.dataset)
         if any(newest_number(source.folder) is None for source in sources):

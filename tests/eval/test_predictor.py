@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from eval.predictor import AlbefPredictor
+from shards.pixels.transforms import MEAN, STD
 from shards.text_rules import pre_caption
-from shards.transforms import MEAN, STD
 
 TEXTS = ["A red, round moon!", "the star", "a green square left of the blue star", "moon", "right of a red star"]
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from shards.item_maker import MadeItems
 from shards.loader import ShardLoader
-from shards.transforms import PretrainTransform
+from shards.pixels.transforms import PretrainTransform
 
 from .conftest import MakeDataset
 

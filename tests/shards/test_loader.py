@@ -14,9 +14,9 @@ from pipeline.core.errors import ConfigError, DataError, Stopped
 from shards import index, layout, manifest, writer
 from shards.dataset import Dataset
 from shards.loader import Position, ShardLoader
-from shards.ranges import RangeReader
-from shards.transforms import PretrainTransform
-from shards.transport import Deadlines
+from shards.pixels.transforms import PretrainTransform
+from shards.remote.ranges import RangeReader
+from shards.remote.transport import Deadlines
 
 from .conftest import MakeDataset, samples
 

@@ -23,8 +23,8 @@ import webdataset
 from pipeline.core.errors import DataError
 from shards import index, tar
 from shards.dataset import DamagedSample, Dataset
-from shards.decode import decode_image
 from shards.foreign import index_folder
+from shards.pixels.decode import decode_image
 from shards.verify import verify
 
 from .conftest import picture

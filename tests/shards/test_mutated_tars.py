@@ -22,7 +22,7 @@ from shards import index, layout, manifest, tar, writer
 from shards.cli import app
 from shards.dataset import DamagedSample, Dataset, Sample
 from shards.loader import ShardLoader
-from shards.transforms import PretrainTransform
+from shards.pixels.transforms import PretrainTransform
 
 from .conftest import samples
 

@@ -18,9 +18,9 @@ from shards import dataset as dataset_module
 from shards import index, layout, manifest, writer
 from shards.dataset import DamagedSample, DamagedShard, Dataset
 from shards.loader import Position, ShardLoader
+from shards.pixels.transforms import PretrainTransform
 from shards.quarantine import Damage, Quarantine, by_shard, num_samples
-from shards.ranges import RangeReader
-from shards.transforms import PretrainTransform
+from shards.remote.ranges import RangeReader
 
 from .conftest import MakeDataset, samples
 

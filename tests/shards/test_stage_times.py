@@ -17,12 +17,12 @@ from faulty_front import RANGED, FaultyFront
 
 from pipeline.core import storage
 from shards.dataset import Dataset
-from shards.decode import decode_image
 from shards.item_maker import Item
 from shards.loader import ShardLoader
-from shards.ranges import RangeReader
+from shards.pixels.decode import decode_image
+from shards.pixels.transforms import PretrainTransform, Transform
+from shards.remote.ranges import RangeReader
 from shards.stage_times import STAGES, StageTimes
-from shards.transforms import PretrainTransform, Transform
 
 from .conftest import MakeDataset, picture
 

@@ -14,7 +14,7 @@ from pipeline.core.errors import DataError
 from shards import foreign, layout
 from shards.cli import app
 from shards.contact_sheet import LINES, PICTURE, wrapped, write_contact_sheet
-from shards.reshard import Request, pinned, reshard
+from shards.reshard.reshard import Request, pinned, reshard
 from shards.stats import Stats, Summary, gather, lines, spread_evenly
 
 from .conftest import MakeDataset

@@ -9,11 +9,11 @@ from safetensors.numpy import load_file
 from tiny_run import write_dataset
 
 from shards.dataset import Dataset
-from shards.decode import Picture
 from shards.item_maker import Item, MadeItems
-from shards.randaugment import KIND, OPERATIONS, RandAugment
+from shards.pixels.decode import Picture
+from shards.pixels.randaugment import KIND, OPERATIONS, RandAugment
+from shards.pixels.transforms import PretrainTransform
 from shards.random_stream import TRANSFORM, item_keys, uniforms
-from shards.transforms import PretrainTransform
 from training.batch import normalised
 from training.config import TrainingConfig
 from training.data import Collate, build_loader

@@ -10,8 +10,8 @@ import tiny_run
 
 from pipeline.core.errors import BelowFloor
 from shards import index, layout
-from shards.blend import parse_blend
-from shards.mixing import MixedDataset, open_blend
+from shards.order.blend import parse_blend
+from shards.order.mixing import MixedDataset, open_blend
 from training import checkpoint
 from training.quarantine_budget import QuarantineBudget, check_shards
 

@@ -43,7 +43,7 @@ def pretrain_transform(resolution: int) -> Callable[[Any], Any]:
     """RGB picture of Pillow's to float32 [3, R, R]."""
     from torchvision import transforms
 
-    from shards.transforms import MEAN, STD
+    from shards.pixels.transforms import MEAN, STD
 
     return transforms.Compose(  # type: ignore[no-any-return]
         [

@@ -13,10 +13,10 @@ import torch
 from pipeline.app.bench.albef_reading import BATCH
 from pipeline.core.errors import AlbefError
 from shards.dataset import Dataset
-from shards.decode import decode_image
 from shards.item_maker import MadeItems
 from shards.loader import Position, ShardLoader
-from shards.transforms import MEAN, STD, PretrainTransform, Transform
+from shards.pixels.decode import decode_image
+from shards.pixels.transforms import MEAN, STD, PretrainTransform, Transform
 
 RESOLUTION = 256
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from pipeline.app.bench.row import BenchRow, alone, compared
 from pipeline.core import storage
-from shards.ranges import RangeReader
-from shards.transport import CHUNK_BYTES, DEADLINES, Counters, Transport
+from shards.remote.ranges import RangeReader
+from shards.remote.transport import CHUNK_BYTES, DEADLINES, Counters, Transport
 
 OBJECT_BYTES = 64 * 2**20  # a server that reads the whole object for each range, as moto does, is kept from being what is measured
 PASSES = 2  # over the object in a round

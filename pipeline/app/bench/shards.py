@@ -22,10 +22,10 @@ from pipeline.core import storage
 from pipeline.core.errors import ConfigError
 from shards import tar
 from shards.dataset import Dataset
-from shards.ranges import RangeReader
+from shards.pixels.transforms import Transform
+from shards.remote.ranges import RangeReader
 from shards.stage_times import STAGES, StageTimes
 from shards.tar_stream import LocalSlices
-from shards.transforms import Transform
 
 log = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from pipeline.core.errors import ConfigError
 from shards import index, layout
 from shards.dataset import Dataset
 from shards.held import Held
-from shards.locality import Split, bytes_in_use, refuse_small_cache
 from shards.manifest import Manifest, ShardEntry
-from shards.node_cache import NodeCache
-from shards.order import Epochs, OrderSettings, most_portions, order_settings
-from shards.prefetch import Prefetch
-from shards.ranges import CACHE_BYTES, PIECE_BYTES, RangeReader
+from shards.order.epoch import Epochs, OrderSettings, most_portions, order_settings
+from shards.order.locality import Split, bytes_in_use, refuse_small_cache
+from shards.remote.node_cache import NodeCache
+from shards.remote.prefetch import Prefetch
+from shards.remote.ranges import CACHE_BYTES, PIECE_BYTES, RangeReader
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from pipeline.core import storage
 from pipeline.core.logs import console
 from pipeline.core.run_directory import fingerprint
 from pipeline.core.stopping import raise_if_stopping
-from shards.transforms import MEAN, STD
+from shards.pixels.transforms import MEAN, STD
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from pipeline.app.bench import albef_reading, our_reading, shards
 from pipeline.app.bench.photo_shards import LARGE, SMALL, PhotoShards, Sizes, photo_shards, repeated
 from pipeline.core.errors import ConfigError
 from shards.dataset import Dataset
-from shards.randaugment import OPERATIONS, RandAugment
+from shards.pixels.randaugment import OPERATIONS, RandAugment
 
 PICTURES = 128
 

@@ -12,8 +12,8 @@ from pipeline.app import cli
 from pipeline.app.bench import simulation
 from pipeline.app.bench.simulation import Fleet, Stretch, made_up_dataset, simulate_node
 from pipeline.core.errors import ConfigError
-from shards.order import Epochs
-from shards.ranges import PIECE_BYTES
+from shards.order.epoch import Epochs
+from shards.remote.ranges import PIECE_BYTES
 
 FLEET = Fleet(nodes=4, ranks_per_node=2, global_batch_size=64, cache_bytes=2**30, lanes=4, shards=160, shard_samples=200)
 

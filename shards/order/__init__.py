@@ -1,0 +1,1 @@
+"""Which item stands at which position of an epoch: shards, lanes, blocks, and blends of datasets."""
