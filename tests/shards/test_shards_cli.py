@@ -225,7 +225,7 @@ def test_help_answers_without_the_heavy_libraries() -> None:
 
 
 def test_the_shards_package_runs_without_torch() -> None:
-    names = ("cli", "dataset", "writer", "verify", "stats", "decode", "foreign", "reshard", "contact_sheet")
+    names = ("cli", "dataset", "writer", "verify", "stats", "pixels.decode", "foreign", "reshard.reshard", "contact_sheet")
     code = f"import sys, {', '.join(f'shards.{name}' for name in names)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

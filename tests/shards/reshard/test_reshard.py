@@ -367,11 +367,8 @@ def test_requests_that_fail_go_on_at_the_byte(laion: Path, tmp_path: Path, s3_bu
     with FaultyFront(int(os.environ["AWS_ENDPOINT_URL"].rsplit(":", 1)[1]), 0.3, 1, [fault for fault in FAULTS if fault != "stalled"]) as front:
         monkeypatch.setenv("AWS_ENDPOINT_URL", front.endpoint)
         s3fs.S3FileSystem.clear_instance_cache()
-        rewrite._transport.cache_clear()  # it keeps its connections
-        try:
-            faulty = made(f"{s3_bucket}/out", f"{s3_bucket}/laion", **options)
-        finally:
-            rewrite._transport.cache_clear()
+        rewrite.own_transport.cache_clear()  # it keeps its connections
+        faulty = made(f"{s3_bucket}/out", f"{s3_bucket}/laion", **options)
     assert faulty.manifest.fingerprint == made(str(tmp_path / "out"), laion, **options).manifest.fingerprint
     assert front.injected.total() > 5
 
