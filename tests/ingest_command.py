@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -45,10 +44,3 @@ def processes(run_folder: Path) -> list[psutil.Process]:
             if str(run_folder) in " ".join(process.cmdline()):
                 found |= {each.pid: each for each in (process, *process.children(recursive=True))}
     return [process for process in found.values() if process.status() != psutil.STATUS_ZOMBIE]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)

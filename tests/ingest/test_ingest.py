@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from ingest_command import processes, running, wait_until
+from ingest_command import processes, running
+from waiting import wait_until
 
 from ingest import ingest
 from ingest.config import CaptionConfig, FilterConfig, IngestConfig

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ingest_command import wait_until
+from waiting import wait_until
 
 from ingest import pair_table
 from ingest.config import FilterConfig, IngestConfig

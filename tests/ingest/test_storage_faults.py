@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from ingest_command import running, wait_until
+from ingest_command import running
+from waiting import wait_until
 from wire_proxy import WireProxy
 
 from ingest import ingest

@@ -79,7 +79,13 @@ def test_a_run_that_waits_for_its_decoder_says_so_once_a_window(tmp_path: Path) 
 def test_a_healthy_run_warns_of_nothing_and_tells_of_each_rank(tmp_path: Path, processes: int) -> None:
     tiny_run.write_dataset(tmp_path / "data")
     config = tiny_run.configuration(
-        tmp_path, tmp_path / "data", log_every_steps=1, data_wait_window_steps=6, max_steps=14, model={"text_layers": 2, "vision_depth": 2}
+        tmp_path,
+        tmp_path / "data",
+        log_every_steps=1,
+        data_wait_window_steps=6,
+        data_wait_warn_share=0.9,
+        max_steps=14,
+        model={"text_layers": 2, "vision_depth": 2},
     )
     assert tiny_run.train(config, processes).returncode == 0
     assert "waits for data" not in (tmp_path / "log.txt").read_text()

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import fsspec.config
 import pytest
 from faulty_front import FAULTS, FaultyFront
+from waiting import wait_until
 from wire_proxy import WireProxy
 
 from pipeline.core import stopping, storage
@@ -22,7 +23,7 @@ from shards.remote.transport import Counters, Deadlines, Transport
 
 from ..conftest import MakeDataset
 
-QUICK = Deadlines(connect_s=1.0, stall_s=0.5, patience_s=30.0, first_pause_s=0.01, longest_pause_s=0.1)
+QUICK = Deadlines(connect_s=5.0, stall_s=2.0, patience_s=30.0, first_pause_s=0.01, longest_pause_s=0.1)
 SIZE = 1_000_003
 
 MakeReader = Callable[..., RangeReader]
@@ -201,8 +202,7 @@ def test_closing_ends_a_prefetch_that_waits_for_a_dead_store(
         reader = make_reader(Deadlines(first_pause_s=30.0))
         proxy.die()
         reader.prefetch(shard[0], 0, SIZE, SIZE)
-        while reader.counters.get("retries_connect", 0) < 4:
-            time.sleep(0.01)
+        wait_until(lambda: reader.counters.get("retries_connect", 0) >= 4)
         began = time.monotonic()
         reader.close()
         assert time.monotonic() - began < 5
