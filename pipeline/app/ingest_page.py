@@ -148,5 +148,5 @@ def _plots(facts: Facts, outcomes: dict[str, int]) -> list[tuple[str, str]]:
         plots.append(("Captions", ingest_plots.captions_plot(facts)))
     if facts.latency_s.total:
         plots.append(("Latency", ingest_plots.latency_plot(facts)))
-    plots.append((f"The {min(ingest_plots.TOP_HOSTS, len(facts.hosts))} hosts asked most, of {len(facts.hosts):,}", ingest_plots.hosts_plot(facts)))
+    plots.append((f"Hosts asked most, {min(ingest_plots.TOP_HOSTS, len(facts.hosts))} of {len(facts.hosts):,}", ingest_plots.hosts_plot(facts)))
     return plots

@@ -150,7 +150,7 @@ def test_sources_stand_beside_the_papers_counts_and_add_up(tmp_path: Path) -> No
 def test_the_page_shows_tables_and_six_plots_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     reported(tmp_path)
     html = write_report(tmp_path).read_text()
-    for shown in ("cc3m", "10,000", "no_caption", "Why pictures failed", "Outcomes by source", "Sizes", "Captions", "Latency", "hosts asked most", "4,321"):
+    for shown in ("cc3m", "10,000", "no_caption", "Why pictures failed", "Outcomes by source", "Sizes", "Captions", "Latency", "Hosts asked most, ", "4,321"):
         assert shown in html, shown
     assert html.count('src="data:image/png;base64,') == 6
     assert html.count("src=") == 6
