@@ -14,7 +14,7 @@ from pipeline.core.errors import ConfigError, DataError
 from shards.dataset import Dataset
 from shards.item_maker import ItemMaker, MadeItems
 from shards.order.epoch import EpochOrder, EpochOver, Epochs, OrderSettings, most_portions, order_settings
-from shards.order.locality import Split, bytes_in_use, is_remote, refuse_small_cache
+from shards.order.locality import Split, bytes_in_use, is_remote, refuse_small_cache, warn_of_shared_lanes
 from shards.order.mixing import MixedDataset, refuse_parts_without_items
 from shards.order.shares import Shares
 from shards.pixels.transforms import Transform
@@ -171,6 +171,8 @@ class ShardLoader(Generic[BatchT]):
         reader = parts[0].dataset.reader  # all parts share it
         piece_bytes = reader.options.piece_bytes
         refuse_small_cache(parts, self.epochs, split, reader.cache_bytes, piece_bytes)
+        if self.rank == 0:
+            warn_of_shared_lanes(parts, self.epochs, split, piece_bytes)
         lanes = split.lanes_of_node(self.rank // split.ranks_per_node, settings)
         needed = bytes_in_use(parts, self.epochs, len(lanes), piece_bytes)
         turns = min(split.ranks_per_node, split.world_size)

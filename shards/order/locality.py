@@ -1,5 +1,6 @@
 """Which lanes a node reads, how many bytes of their blocks its cache must hold, and how often a byte is fetched."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,10 @@ from pipeline.core.errors import ConfigError
 from shards.dataset import Dataset, Part
 from shards.order.epoch import Block, Epochs, OrderSettings
 
+log = logging.getLogger(__name__)
+
 GIB = 2**30
+MOST_AMPLIFICATION = 1.05  # what cut shards and whole pieces alone may cost
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,18 @@ def amplification(parts: Sequence[Part], epochs: Epochs, split: Split, piece_byt
     lanes = [lane for node in range(split.nodes) for lane in split.lanes_of_node(node, epochs.settings)]
     fetched = sum(lanes.count(lane) * _lane_bytes(parts, epochs, epoch, lane, piece_bytes) for lane in sorted(set(lanes)))
     return fetched / sum(shard.bytes for part in parts for shard in part.dataset.manifest.shards)
+
+
+def warn_of_shared_lanes(parts: Sequence[Part], epochs: Epochs, split: Split, piece_bytes: int) -> None:
+    """Say how often the nodes together fetch a byte, where they share lanes: it is allowed, and costs the store."""
+    settings = epochs.settings
+    if (often := amplification(parts, epochs, split, piece_bytes)) <= MOST_AMPLIFICATION:
+        return
+    log.warning(
+        "%d nodes fetch each byte %.2f times an epoch, since they share lanes, or lanes have few shards (%d lanes of %d shards); best are lanes that are a "
+        "multiple of nodes x accumulation steps (%d), with 20 shards or more each",
+        split.nodes, often, settings.lanes, sum(len(part.dataset.manifest.shards) for part in parts) // settings.lanes, split.nodes * split.accumulation_steps,
+    )  # fmt: skip
 
 
 def _lane_bytes(parts: Sequence[Part], epochs: Epochs, epoch: int, lane: int, piece_bytes: int) -> int:

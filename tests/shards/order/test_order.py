@@ -15,7 +15,7 @@ from pipeline.core.errors import ConfigError
 from shards.dataset import Dataset
 from shards.manifest import Manifest, ShardEntry
 from shards.order.epoch import Epochs, ItemTable, OrderSettings, most_portions, order_settings
-from shards.order.locality import GIB, Split, amplification, bytes_in_use, refuse_small_cache
+from shards.order.locality import GIB, Split, amplification, bytes_in_use, refuse_small_cache, warn_of_shared_lanes
 from shards.random_stream import item_keys, permutation, permuted, uniforms
 
 
@@ -204,6 +204,15 @@ def test_what_the_nodes_read_over_what_there_is_depends_on_lanes_and_nodes(nodes
     epochs = Epochs([dataset.item_table("pairs")], OrderSettings(0, 3072, "pairs", lanes, 4))
     found = amplification(dataset.parts, epochs, Split(3072 // nodes, 1, nodes, 1), 8 * 2**20)
     assert expected * 0.999 < found < expected * 1.01
+
+
+@pytest.mark.parametrize(("nodes", "accumulation", "warned"), [(64, 1, False), (32, 2, False), (48, 1, True), (64, 2, True)])
+def test_nodes_that_share_lanes_are_told_what_it_costs(nodes: int, accumulation: int, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = unwritten(1400)
+    epochs = Epochs([dataset.item_table("pairs")], OrderSettings(0, 3072, "pairs", 64, 4))
+    warn_of_shared_lanes(dataset.parts, epochs, Split(3072 // (nodes * accumulation), accumulation, nodes, 1), 8 * 2**20)
+    assert (f"{nodes} nodes fetch each byte" in caplog.text) == warned
+    assert (f"a multiple of nodes x accumulation steps ({nodes * accumulation})" in caplog.text) == warned
 
 
 def test_lanes_and_blocks_follow_shards_and_batch_and_never_the_ranks() -> None:
