@@ -112,6 +112,8 @@ def _run(work: Work, request: Request, portions: Sequence[Portion], workers: int
 def _select(work: Work, portions: Sequence[Portion], workers: int | None, skip_damaged: bool, progress: Progress) -> list[Selected]:
     done = work.done("selected")
     found = {one.number: read_selected(work, one) for one in portions if f"{one.number:06d}" in done}
+    if not skip_damaged and (damaged := [message for one in found.values() for message in one.damaged]):  # shards may be written without them already
+        raise DataError(f"{damaged[0]}; an unfinished reshard in {work.out} left it out: repeat that with --skip-damaged, or remove {work.out}")
     todo = [(work, one, skip_damaged) for one in portions if one.number not in found]
     total = sum(one.bytes for one in portions)
     read = total - sum(portion.bytes for _, portion, _ in todo)

@@ -212,6 +212,25 @@ def test_a_damaged_sample_stops_it_or_is_left_out_by_name(make_dataset: MakeData
     assert not (tmp_path / "out" / "reshard").exists()
 
 
+def test_damage_that_an_unfinished_reshard_left_out_stops_one_that_is_not_to_leave_it_out(
+    make_dataset: MakeDataset, flip_byte: Callable[[str, int], None], tmp_path: Path
+) -> None:
+    folder, out = make_dataset([6, 3]).folder, str(tmp_path / "out")
+    flip_byte(layout.tar_path(folder, "00001"), 600)
+    request = Request((pinned(folder),), shuffle=1)
+
+    def stops(what: str, _done: int, _total: int) -> None:
+        if what == "writing":
+            raise Stopped("stopped early")
+
+    with pytest.raises(Stopped):
+        reshard(request, out, 1, skip_damaged=True, progress=stops)
+    with pytest.raises(DataError, match=r"^\S+00001.tar row 0: checksum differs [^\n]*repeat that with --skip-damaged, or remove \S+/out$"):
+        reshard(request, out, 1)
+    assert not (tmp_path / "out" / "MANIFEST").exists()
+    assert reshard(request, out, 1, skip_damaged=True).left_out == {"damaged": 1}
+
+
 def test_a_second_call_finds_what_the_first_has_done(laion: Path, tmp_path: Path) -> None:
     first = made(str(tmp_path / "out"), laion, where=WHERE, shuffle=1)
     before = files(str(tmp_path / "out"))
