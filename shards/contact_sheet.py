@@ -1,5 +1,6 @@
 """A picture of a dataset: samples evenly spread, each with its caption, on one PNG."""
 
+import bisect
 import io
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -16,6 +17,7 @@ from shards.stats import Look, captions_of, looks_at, samples
 
 COLUMNS, PICTURE, LINE, LINES, MARGIN = 6, (208, 156), 15, 3, 8  # pixels, but for the columns and the lines of a caption
 TILE = (PICTURE[0] + 2 * MARGIN, PICTURE[1] + LINES * LINE + 2 * MARGIN)
+MOST_CHARACTERS = 2_000  # of a caption that are looked at: several times what fits, since a caption may have megabytes
 READS_AT_ONCE = 8
 
 Shown = tuple[Image.Image, str, str]  # a thumbnail, its caption, and how many more it has
@@ -71,12 +73,14 @@ def wrapped(text: str, width: int, lines: int, tail: str = "") -> list[str]:
     """At most `lines` lines that are at most `width` pixels wide as the font draws them, with `tail` at the end; an ellipsis for what does not fit."""
     found: list[str] = []
     rest = " ".join(text.split())
+    if len(rest) > MOST_CHARACTERS:
+        rest = f"{rest[:MOST_CHARACTERS]}…"
     while rest and len(found) < lines:
         if _font().getlength(rest + tail) <= width:
             return [*found, rest + tail]
         last = len(found) == lines - 1
         end = f"…{tail}" if last else ""
-        fits = next(size for size in range(len(rest), 0, -1) if size == 1 or _font().getlength(rest[:size].rstrip() + end) <= width)
+        fits = max(1, bisect.bisect_right(range(1, len(rest) + 1), float(width), key=lambda size: _font().getlength(rest[:size].rstrip() + end)))
         space = len(rest) if fits == len(rest) else rest.rfind(" ", 1, fits + 1)
         cut = fits if last or space < 1 else space  # a word wider than the line, or of a script without spaces, is cut
         found.append(rest[:cut].rstrip() + end)

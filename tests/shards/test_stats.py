@@ -1,6 +1,7 @@
 """What `albef shards stats` says of a dataset, beside plain counting; and the contact sheet."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -138,3 +139,13 @@ def test_captions_are_wrapped_to_the_width_of_their_picture(text: str) -> None:
         assert shown.endswith(tail.strip())
         if "…" not in shown:
             assert shown == "".join((text + tail).split())
+
+
+def test_a_caption_of_megabytes_is_wrapped_as_fast_as_its_beginning() -> None:
+    for characters in (10_000, 4 * 2**20):
+        text = ("a red dog on a chair " * (characters // 20))[:characters]
+        began = time.process_time()
+        found = wrapped(text, PICTURE[0], LINES, " (+3)")
+        assert time.process_time() - began < 2
+        assert found == wrapped(text[:500], PICTURE[0], LINES, " (+3)")
+        assert found[-1].endswith("… (+3)")
