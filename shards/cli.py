@@ -20,6 +20,7 @@ Number = Annotated[int | None, typer.Option("--manifest", help="Number of the ma
 Workers = Annotated[int | None, typer.Option(help="Processes; without it one for each core, at most 16, and none for little.", min=1)]
 
 LINES_SHOWN = 20
+LARGEST_SHARD = 2**60  # bytes, to which offsets are added in 64 bits
 LOG_EVERY_S = 20.0
 
 log = logging.getLogger(__name__)
@@ -166,9 +167,10 @@ def _size(text: str) -> int:
     from pipeline.core.errors import ConfigError
 
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise ConfigError(f"--bytes-per-shard {text!r}: not a size; write it like 500MB or 1GiB")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " "))
+    size = float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " ") if match else 0
+    if not 1 <= size <= LARGEST_SHARD:
+        raise ConfigError(f"--bytes-per-shard {text!r}: not a size of a shard; write it like 500MB or 1GiB")
+    return int(size)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ from shards import tar
 
 Path = tuple[str, ...]
 
+DEEPEST = 100  # levels of an expression: each takes some frames of the interpreter's stack, also in workers, where it begins elsewhere
+
 FORMATS = ("JPEG", "PNG", "WEBP")
 KNOWN = {
     "picture": ("width", "height", "short_side", "long_side", "aspect", "bytes", "format"),
@@ -103,6 +105,8 @@ class Condition:
             self._tree = ast.parse(self.text, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ConfigError(f"--where {self.text!r}: {getattr(error, 'msg', error)}; write it like: width >= 256 and caption.min_words > 2") from None
+        if _is_deeper(self._tree, DEEPEST):
+            raise ConfigError(f"--where {self.text!r}: nested deeper than {DEEPEST} levels; give parts of it as conditions of their own")
         self.paths = tuple(dict.fromkeys(self._checked(self._tree)))
 
     def __call__(self, facts: SampleFacts) -> str | None:
@@ -168,6 +172,14 @@ def unknown_columns(conditions: Sequence[Condition], jsons: Sequence[dict[str, A
             facts = ", ".join(f"{root}." for root in KNOWN)
             return f"--where {condition.text!r}: no {path[1]} in the json of the {len(jsons)} samples looked at; {hint} (also {facts} see --help)"
     return None
+
+
+def _is_deeper(tree: ast.AST, most: int) -> bool:
+    """Level by level, without recursion."""
+    level = [tree]
+    for _ in range(most):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return bool(level)
 
 
 def _path(node: ast.AST) -> Path | None:

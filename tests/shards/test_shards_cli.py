@@ -198,8 +198,11 @@ def test_what_is_no_dataset_is_one_line_for_every_tool(command: str, kind: str, 
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        (["--bytes-per-shard", "many"], "--bytes-per-shard 'many': not a size; write it like 500MB or 1GiB"),
+        (["--bytes-per-shard", "many"], "--bytes-per-shard 'many': not a size of a shard; write it like 500MB or 1GiB"),
         (["--bytes-per-shard", "0"], "not a size"),
+        (["--bytes-per-shard", "0.1"], "not a size"),
+        (["--bytes-per-shard", "9" * 400], "not a size"),
+        (["--bytes-per-shard", "9" * 18 + "TB"], "not a size"),
         (["--index-root", "a", "--index-root", "b"], "--index-root is there 2 times for 1 datasets"),
         (["--manifest", "7"], "no such manifest; the newest of"),
         (["--where", "width >"], "write it like"),

@@ -41,6 +41,8 @@ def facts(metadata: Any, captions: str = "a red dog", picture: bytes | None = No
         ("width > 1000 or len(lang) == 2", True),
         ("gone > 3 or width > 10", True),
         ("-1 < width - 300 * 1 + 1", True),
+        ("+".join(["1"] * 90) + " == 90", True),
+        (" or ".join(["width == 3"] * 700), False),
     ],
 )
 def test_a_condition_means_what_it_says(text: str, kept: bool) -> None:
@@ -87,6 +89,10 @@ def test_damaged_json_and_pictures_are_reasons_too() -> None:
         ("width is 3", "is not understood"),
         ("json > 3", "json alone"),
         ("(" * 500 + "1" + ")" * 500, "write it like"),
+        ("+".join(["x"] * 700) + " > 1", "nested deeper than 100 levels; give parts"),
+        ("x" + ".x" * 200 + " > 1", "nested deeper than 100 levels; give parts"),
+        ("not " * 200 + "x", "nested deeper than 100 levels; give parts"),
+        ("+".join(["x"] * 100_000) + " > 1", "write it like"),
     ],
 )
 def test_what_is_no_condition_is_refused_in_one_line(text: str, found: str) -> None:
