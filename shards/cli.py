@@ -35,11 +35,9 @@ def index(
     afresh: Annotated[bool, typer.Option("--afresh", help="Read tars again whose size and ETag, or time on disk, did not change.")] = False,
 ) -> None:
     """Make a dataset of a folder of tars: an index for each, then a manifest. The tars stay as they are; those indexed before are not read again."""
-    from pipeline.core import stopping
     from shards.foreign import DamagedTars, index_folder
 
-    stopping.install_handlers()
-    with _progress() as progress:
+    with _stoppable(), _progress() as progress:
         try:
             manifest = index_folder(folder, index_root, workers, skip_damaged, afresh, progress)
         except DamagedTars as error:
@@ -66,8 +64,8 @@ def verify(
     from shards.manifest import read_manifest
     from shards.verify import verify as differences_of
 
-    pinned = read_manifest(index_root or folder, manifest)
-    with _progress() as progress:
+    with _stoppable(keeps_work=False), _progress() as progress:
+        pinned = read_manifest(index_root or folder, manifest)
         differences = differences_of(folder, pinned.number, index_root, workers, quick, progress)
     for difference in differences:
         typer.echo(difference)
@@ -94,21 +92,22 @@ def stats(
     from pipeline.core import storage
     from shards.stats import gather, lines
 
-    with _progress() as progress:
-        found = gather(folder, manifest, index_root, limit or None, workers, progress)
-    as_json = dumps(found.as_json(), indent=1, ensure_ascii=False)
-    if json == "-":
-        typer.echo(as_json)
-    else:
-        for line in lines(found):
-            typer.echo(line)
-        if json is not None:
-            storage.write_bytes(json, as_json.encode("utf-8", "replace"))
-    if contact_sheet is not None:
-        from shards.contact_sheet import write_contact_sheet
+    with _stoppable(keeps_work=False):
+        with _progress() as progress:
+            found = gather(folder, manifest, index_root, limit or None, workers, progress)
+        as_json = dumps(found.as_json(), indent=1, ensure_ascii=False)
+        if json == "-":
+            typer.echo(as_json)
+        else:
+            for line in lines(found):
+                typer.echo(line)
+            if json is not None:
+                storage.write_bytes(json, as_json.encode("utf-8", "replace"))
+        if contact_sheet is not None:
+            from shards.contact_sheet import write_contact_sheet
 
-        write_contact_sheet(folder, contact_sheet, found.manifest, index_root, pictures)
-        typer.echo(f"contact sheet: {contact_sheet}", err=json == "-")
+            write_contact_sheet(folder, contact_sheet, found.manifest, index_root, pictures)
+            typer.echo(f"contact sheet: {contact_sheet}", err=json == "-")
 
 
 @app.command()
@@ -136,7 +135,6 @@ def reshard(
     A condition is about the sample's json (width, exif.Make, json['clip-score']), or picture.width, .height, .short_side, .long_side, .aspect,
     .bytes, .format; caption.text, .count, .min_words, .max_words, .min_characters, .max_characters; sample.key, .source, .bytes.
     """
-    from pipeline.core import stopping
     from pipeline.core.errors import ConfigError
     from shards.reshard.request import Request
     from shards.reshard.reshard import pinned
@@ -145,10 +143,9 @@ def reshard(
     for option, given in (("--index-root", index_root), ("--manifest", manifest)):
         if given and len(given) != len(folders):
             raise ConfigError(f"{option} is there {len(given)} times for {len(folders)} datasets; give it once for each, in their order")
-    stopping.install_handlers()
-    inputs = tuple(pinned(folder, index_root[place] if index_root else None, manifest[place] if manifest else None) for place, folder in enumerate(folders))
     size = _size(bytes_per_shard) if bytes_per_shard is not None else None
-    with _progress() as progress:
+    with _stoppable(), _progress() as progress:
+        inputs = tuple(pinned(folder, index_root[place] if index_root else None, manifest[place] if manifest else None) for place, folder in enumerate(folders))
         made = make(Request(inputs, tuple(where or ()), shuffle, samples_per_shard, size, rename_keys), out, workers, spill, skip_damaged, progress)
     new = made.manifest
     typer.echo(f"manifest {new.number}: {len(new.shards)} shards, {new.num_samples} samples, {new.num_captions} captions, fingerprint {new.fingerprint}")
@@ -171,6 +168,17 @@ def _size(text: str) -> int:
     if not 1 <= size <= LARGEST_SHARD:
         raise ConfigError(f"--bytes-per-shard {text!r}: not a size of a shard; write it like 500MB or 1GiB")
     return int(size)
+
+
+@contextlib.contextmanager
+def _stoppable(keeps_work: bool = True) -> Iterator[None]:
+    """A signal, a full disk and storage that does not answer end in exit code 4, from the first request on."""
+    from pipeline.core import stopping
+    from shards.workers import resumable
+
+    stopping.install_handlers()
+    with resumable(keeps_work):
+        yield
 
 
 @contextlib.contextmanager

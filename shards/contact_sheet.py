@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.core import storage
+from pipeline.core import stopping, storage
 from pipeline.core.errors import DataError
 from shards import tar
 from shards.manifest import read_manifest
@@ -26,7 +26,9 @@ Shown = tuple[Image.Image, str, str]  # a thumbnail, its caption, and how many m
 def write_contact_sheet(folder: str, path: str, manifest: int | None = None, index_root: str | None = None, pictures: int = 60) -> None:
     """Write a PNG of at most `pictures` samples; a damaged one leaves its place red.
 
-    Raises DataError when the dataset is missing or has no samples.
+    Raises:
+        DataError: the dataset is missing or has no samples.
+        Stopped: a signal came; nothing is written then.
     """
     root = index_root or folder
     looks = looks_at(folder, root, read_manifest(root, manifest), pictures)
@@ -55,6 +57,7 @@ def _paste(sheet: Image.Image, left: int, top: int, shown: Shown) -> None:
 def _shown(look: Look) -> list[Shown]:
     found: list[Shown] = []
     for facts in samples(look):
+        stopping.raise_if_stopping(None)
         try:
             if facts is None:
                 raise DataError("checksum")

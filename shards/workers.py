@@ -70,13 +70,14 @@ def _start(parent_pid: int) -> None:
 
 
 @contextlib.contextmanager
-def resumable() -> Iterator[None]:
-    """What may pass ends in exit code 4: the same command goes on."""
+def resumable(keeps_work: bool = True) -> Iterator[None]:
+    """What may pass ends in exit code 4: the same command goes on, or begins again where no work is kept."""
+    from_here = ", which goes on from here" if keeps_work else ""
     try:
         yield
     except StorageUnreachable as error:
-        raise Stopped(f"{error}; then run the same command again, which goes on from here") from error
+        raise Stopped(f"{error}; then run the same command again{from_here}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise Stopped(f"the disk is full ({error}); make room and run the same command again, which goes on from here") from error
+        raise Stopped(f"the disk is full ({error}); make room and run the same command again{from_here}") from error

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import s3fs
 import webdataset
 from PIL import Image
 from typer.testing import CliRunner
+from waiting import wait_until
+from wire_proxy import WireProxy
 
 from pipeline.core import storage
-from pipeline.core.errors import DataError, UserError
+from pipeline.core.errors import DataError, Stopped, UserError
 from shards import layout
 from shards.annotations.karpathy import KarpathyImage, read_karpathy
 from shards.cli import app
@@ -212,6 +216,35 @@ def test_a_wrong_option_is_one_line(options: list[str], found: str, make_dataset
     with pytest.raises(UserError, match=rf"^[^\n]*{found}[^\n]*$"):
         run("reshard", make_dataset([3]).folder, str(tmp_path / "out"), *options)
     assert not (tmp_path / "out").exists()
+
+
+EVERY_TOOL = ["index", "verify", "stats", "reshard"]
+
+
+@pytest.mark.parametrize("command", EVERY_TOOL)
+def test_a_signal_stops_every_tool_with_exit_code_4(command: str, make_dataset: MakeDataset, s3_bucket: str) -> None:
+    folder = make_dataset([1] * 40, f"{s3_bucket}/set").folder
+    arguments = [command, folder, *([f"{s3_bucket}/out"] if command == "reshard" else []), "--workers", "1"]
+    with WireProxy(int(os.environ["AWS_ENDPOINT_URL"].rsplit(":", 1)[1])) as proxy:
+        environment = {**os.environ, "AWS_ENDPOINT_URL": proxy.endpoint, "PYTHONPATH": str(Path(__file__).parents[2])}
+        process = subprocess.Popen([sys.executable, "-m", "pipeline.app", "shards", *arguments], env=environment, text=True, stderr=subprocess.PIPE)
+        wait_until(lambda: proxy.connections > 0 or process.poll() is not None)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.strip().splitlines()[-1]) == (4, "albef: stopped early: received SIGTERM; run the same command again to continue")
+
+
+@pytest.mark.parametrize("command", EVERY_TOOL)
+def test_storage_that_does_not_answer_stops_every_tool_resumably(
+    command: str, make_dataset: MakeDataset, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_dataset([2], f"{s3_bucket}/set").folder
+    with WireProxy(int(os.environ["AWS_ENDPOINT_URL"].rsplit(":", 1)[1])) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        proxy.die()
+        with pytest.raises(Stopped, match=r"^[^\n]*run the same command again[^\n]*$"):
+            run(command, folder, *([f"{s3_bucket}/out"] if command == "reshard" else []))
 
 
 @pytest.mark.parametrize(

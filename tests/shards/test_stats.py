@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageFont
 from typer.testing import CliRunner
 
-from pipeline.core.errors import DataError
+from pipeline.core import stopping
+from pipeline.core.errors import DataError, Stopped
 from shards import foreign, layout
 from shards.cli import app
 from shards.contact_sheet import LINES, PICTURE, wrapped, write_contact_sheet
@@ -122,6 +123,13 @@ def test_a_dataset_without_samples_is_described_and_has_no_contact_sheet(make_da
     assert any(line.startswith("looked at 0 samples") for line in lines(gather(folder)))
     with pytest.raises(DataError, match="no samples, so no contact sheet"):
         write_contact_sheet(folder, str(tmp_path / "sheet.png"))
+
+
+def test_a_signal_stops_a_contact_sheet_before_it_is_written(laion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "_received", ["SIGTERM"])
+    with pytest.raises(Stopped, match="received SIGTERM"):
+        write_contact_sheet(str(laion), str(tmp_path / "sheet.png"))
+    assert not (tmp_path / "sheet.png").exists()
 
 
 @pytest.mark.parametrize(
