@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -118,7 +118,7 @@ class Found:
 
     def add(self, other: "Found") -> None:
         self.damaged += other.damaged
-        for mine, more in ((self.sources, other.sources), (self.formats, other.formats), (self.texts, other.texts)):
+        for mine, more in ((self.formats, other.formats), (self.texts, other.texts)):
             mine.update(more)  # type: ignore[arg-type]
         for name in ("width", "height", "image_bytes", "words", "characters"):
             getattr(self, name).extend(getattr(other, name))
@@ -151,7 +151,7 @@ def gather(
     together = Found()
     for look in looks:  # in their order, not in that of the workers
         together.add(found[look.shard.name])
-    return _summarised(folder, pinned, chosen, together)
+    return _summarised(folder, pinned, chosen, together, _sources(pinned, {name: one.sources for name, one in found.items()}))
 
 
 def looks_at(folder: str, root: str, manifest: Manifest, limit: int | None, with_provenance: frozenset[str] = frozenset()) -> list[Look]:
@@ -223,25 +223,26 @@ def _found(look: Look) -> Found:
     return found
 
 
-def _summarised(folder: str, manifest: Manifest, chosen: int, found: Found) -> Stats:
+def _summarised(folder: str, manifest: Manifest, chosen: int, found: Found, sources: dict[str, int]) -> Stats:
     width, height = np.array(found.width), np.array(found.height)
     common = {found.example[key]: count for key, count in found.texts.most_common(_COMMON) if count > 1}
     return Stats(
         folder, manifest.number, manifest.created_by, manifest.fingerprint,
         manifest.num_samples, manifest.num_captions, len(manifest.shards), sum(shard.bytes for shard in manifest.shards),
-        _sources(manifest, found.sources), manifest.outcomes, chosen, found.damaged, dict(found.formats.most_common()),
+        sources, manifest.outcomes, chosen, found.damaged, dict(found.formats.most_common()),
         _summary(found.image_bytes), _summary(width), _summary(height), _summary(np.minimum(width, height), _SHORT_SIDES),
         _summary(width / np.maximum(height, 1), _ASPECTS), _summary(found.words, _WORDS), _summary(found.characters),
         found.texts.total(), len(found.texts), common,
     )  # fmt: skip
 
 
-def _sources(manifest: Manifest, counted: Counter[str]) -> dict[str, int]:
-    """Those counted in the tables of provenance, and of shards without one the source the manifest names."""
-    by_shard = Counter[str]()
+def _sources(manifest: Manifest, tables: Mapping[str, Counter[str]]) -> dict[str, int]:
+    """Those counted in a shard's table of provenance; of a shard without one, or with that of another tar, the source the manifest names."""
+    found = Counter[str]()
     for shard in manifest.shards:
-        by_shard[shard.source] += shard.samples
-    return dict((counted if counted.total() == manifest.num_samples else by_shard).most_common())
+        table = tables.get(shard.name, Counter[str]())
+        found.update(table if table.total() == shard.samples else {shard.source: shard.samples})
+    return dict(found.most_common())
 
 
 def _summary(values: Sequence[int] | npt.NDArray[Any], bins: Sequence[float] = ()) -> Summary | None:

@@ -95,6 +95,14 @@ def test_sources_of_a_mixed_dataset_are_counted_by_sample(laion: Path, make_data
     assert gather(out, limit=3).sources == {str(laion): 70, "made": 12}
 
 
+def test_a_tar_without_provenance_beside_mixed_shards_counts_as_its_own_source(laion: Path, make_dataset: MakeDataset, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    reshard(Request((pinned(str(laion)), pinned(make_dataset([12]).folder)), shuffle=1, rename_keys=True, samples_per_shard=30), str(out), 1)
+    (write_laion(tmp_path / "more", [5], first=90_000) / "00000.tar").rename(out / "foreign.tar")
+    foreign.index_folder(str(out))
+    assert gather(str(out), limit=3).sources == {str(laion): 70, "made": 12, str(out): 5}
+
+
 def test_the_json_holds_what_the_text_says(laion: Path, tmp_path: Path) -> None:
     text = CliRunner().invoke(app, ["stats", str(laion), "--json", str(tmp_path / "stats.json"), "--workers", "1"]).stdout
     record = json.loads((tmp_path / "stats.json").read_text())
