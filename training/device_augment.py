@@ -89,9 +89,10 @@ def warped(images: UInt8[Tensor, "b 3 r r"], matrices: Float64[np.ndarray, "b 2 
     to_pixels = np.array([[(side - 1) / 2, 0, (side - 1) / 2], [0, (side - 1) / 2, (side - 1) / 2], [0, 0, 1]])  # from grid_sample's -1..1
     inverse = np.linalg.inv(to_pixels) @ np.linalg.inv(whole) @ to_pixels
     theta = torch.from_numpy(inverse[:, :2].astype(np.float32)).to(images.device)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=True)
     grey = float(FILL[0])
-    moved = F.grid_sample(images.float() - grey, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    with torch.autocast(images.device.type, enabled=False):  # affine_grid is a matrix product, and bfloat16 would round its places by parts of a pixel
+        grid = F.affine_grid(theta, list(images.shape), align_corners=True)
+        moved = F.grid_sample(images.float() - grey, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
     return (moved + grey).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -71,6 +71,14 @@ def test_a_batch_of_drawn_operations_is_what_the_cpu_does_with_the_same_draws() 
     assert sum(not drawn for drawn in operations) > 30
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_pixels_are_the_same_inside_a_bf16_run_s_autocast(name: str) -> None:
+    images = [np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for number in range(3)]
+    alone = on_device(RandAugment(), images, [[(name, 1)]] * 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert np.array_equal(on_device(RandAugment(), images, [[(name, 1)]] * 3), alone)
+
+
 def test_draws_travel_with_the_batch_and_are_those_the_cpu_would_have_used() -> None:
     left_to_device = PretrainTransform(SIDE, randaugment=False)
     on_cpu = PretrainTransform(SIDE)
