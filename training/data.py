@@ -76,13 +76,25 @@ class Collate:
         return DrawnRandAugment(self.device_augment.settings, [self.device_augment.operations(row) for row in draws])
 
 
-def open_dataset(config: TrainingConfig, resumed: Checkpoint | None, check: bool) -> Dataset | MixedDataset:
-    """The dataset, or the blend, with the manifests this run pins: the configured ones, the checkpoint's, or the newest.
+def open_dataset(config: TrainingConfig, resumed: Checkpoint | None, world: World) -> Dataset | MixedDataset:
+    """The dataset, or the blend, with the manifests this run pins: the configured ones, the checkpoint's, or the newest; every rank must call.
 
-    `check` looks for lost shards; one rank does it for all.
-
-    Raises BelowFloor when more of it is lost than training.quarantine_budget allows.
+    Raises:
+        BelowFloor: more of it is lost than training.quarantine_budget allows; rank 0 looks for all.
+        DataError: a dataset is missing or its manifest damaged.
+        FailedElsewhere: another rank raised one of these.
     """
+    dataset = world.together(lambda: _opened(config, resumed, check=world.rank == 0))
+    for part in dataset.parts:
+        found = part.dataset.manifest
+        log.info(
+            "dataset %s: manifest %d, %d samples, %d captions, %.4g of the items drawn",
+            part.dataset.folder, found.number, found.num_samples, found.num_captions, part.share,
+        )  # fmt: skip
+    return dataset
+
+
+def _opened(config: TrainingConfig, resumed: Checkpoint | None, check: bool) -> Dataset | MixedDataset:
     sources = parse_blend(config.dataset)
     saved = resumed.state["manifest"] if resumed else {}
     pinned = saved if isinstance(saved, dict) else {sources[0].name: saved}
@@ -91,12 +103,6 @@ def open_dataset(config: TrainingConfig, resumed: Checkpoint | None, check: bool
     dataset = open_blend(sources, pinned, RangeReader(int(config.cache_gib * 2**30), config.cache_folder))
     if check:
         check_shards(dataset, QuarantineBudget(config.quarantine_budget, dataset.num_samples, dataset.name_of))
-    for part in dataset.parts:
-        found = part.dataset.manifest
-        log.info(
-            "dataset %s: manifest %d, %d samples, %d captions, %.4g of the items drawn",
-            part.dataset.folder, found.number, found.num_samples, found.num_captions, part.share,
-        )  # fmt: skip
     return dataset
 
 

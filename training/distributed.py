@@ -5,16 +5,19 @@ Under `srun` MASTER_ADDR and MASTER_PORT must be set; Slurm does not tell where 
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.core.errors import AlbefError, FailedElsewhere
 from pipeline.core.loopback import free_port
+
+_T = TypeVar("_T")
 
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_SIZE": "SLURM_NTASKS_PER_NODE"}
 
@@ -63,6 +66,24 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def together(self, act: Callable[[], _T]) -> _T:
+        """What `act` gives on this rank, once it succeeded on all; every rank must call.
+
+        Raises an error of ours that `act` raises here, and FailedElsewhere where another rank met one: nobody is left waiting for those that ended.
+        """
+        done: list[_T] = []
+        error: AlbefError | None = None
+        try:
+            done.append(act())
+        except AlbefError as raised:
+            error = raised
+        failed = [told for told in self.of_all((str(error), error.exit_code) if error else None) if told]
+        if error:
+            raise error
+        if failed:
+            raise FailedElsewhere(*failed[0])
+        return done[0]
 
 
 def complete_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -16,7 +16,9 @@ from pipeline.core import config as configuration
 from pipeline.core import stopping, storage
 from pipeline.core.choice import chosen_from
 from pipeline.core.errors import ConfigError, Stopped
+from shards.dataset import Dataset
 from shards.loader import Position, ShardLoader
+from shards.order.mixing import MixedDataset
 from shards.quarantine import Entry, num_samples
 from training import checkpoint, distributed, schedule
 from training.batch import Batch
@@ -33,6 +35,7 @@ from training.objective import Pretrainer, StepOutput
 from training.optim import parameter_groups
 from training.quarantine_budget import QuarantineBudget, write_quarantine
 from training.teacher import Teacher
+from training.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 Evaluate = Callable[[Path], dict[str, float]]
@@ -78,8 +81,8 @@ class Trainer:
         self.checkpoints = str(run_folder / "train" / "checkpoints")
         self._evaluate = evaluate
         resumed = checkpoint.newest(self.checkpoints)
-        dataset = open_dataset(config, resumed, check=world.rank == 0)
-        self.tokenizer = world.from_first(resumed.tokenizer() if resumed else build_tokenizer(config, dataset) if world.rank == 0 else None)
+        dataset = open_dataset(config, resumed, world)
+        self.tokenizer = world.from_first(world.together(lambda: _tokenizer(config, dataset, resumed) if world.rank == 0 else None))
         micro_batch_size, self.accumulation_steps = split_of(config, world.world_size)
         self.loader: ShardLoader[Batch] = build_loader(config, dataset, self.tokenizer, world, micro_batch_size, self.accumulation_steps)
         self.total_steps = min(config.max_steps or sys.maxsize, config.epochs * self.loader.steps_per_epoch)
@@ -331,6 +334,10 @@ def refuse_changed(config: TrainingConfig, saved: checkpoint.Checkpoint) -> None
                 f"training.{key} is {after.get(key, ABSENT)!r}, but {saved.path} was trained with {before.get(key, ABSENT)!r}; "
                 "set it back, or give run.folder a new name to start another run"
             )
+
+
+def _tokenizer(config: TrainingConfig, dataset: Dataset | MixedDataset, resumed: checkpoint.Checkpoint | None) -> Tokenizer:
+    return resumed.tokenizer() if resumed else build_tokenizer(config, dataset)
 
 
 def _summed(ranks: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

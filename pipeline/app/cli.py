@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.core import logs, stopping
-from pipeline.core.errors import AlbefError, DataError
+from pipeline.core.errors import AlbefError, DataError, FailedElsewhere
 from pipeline.core.run_directory import rank
 
 if TYPE_CHECKING:
@@ -239,7 +239,8 @@ def exit_code_of(command: Callable[[], Any]) -> int:
     try:
         command()
     except AlbefError as error:
-        typer.echo(f"albef: {error}", err=True)
+        if not isinstance(error, FailedElsewhere):
+            typer.echo(f"albef: {error}", err=True)
         return error.exit_code
     return 0
 

@@ -6,7 +6,8 @@ AlbefError                 1   a promise of ours was broken
 │   └── DataError          2   ... in a list, a picture folder, a shard, a checkpoint
 │       └── StorageUnreachable 2   ... or the storage does not answer now, which may pass
 ├── BelowFloor             3   finished, but under a floor the user set
-└── Stopped                4   stopped early, and the same command goes on from here
+├── Stopped                4   stopped early, and the same command goes on from here
+└── FailedElsewhere            another rank ended with one of these; its exit code
 """
 
 
@@ -38,6 +39,14 @@ class BelowFloor(AlbefError):
     """The stage finished, but a rate is below the floor the user set for it."""
 
     exit_code = 3
+
+
+class FailedElsewhere(AlbefError):
+    """Another rank failed, and prints its own line; this one ends with the same exit code, and in silence."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Stopped(AlbefError):

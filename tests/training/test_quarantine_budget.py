@@ -98,3 +98,13 @@ def test_two_ranks_and_one_that_goes_on_from_their_checkpoint_count_as_one_rank_
     went_on = tiny_run.train(tiny_run.configuration(world, data, max_steps=20, save_every_steps=10, keep_last=9, quarantine_budget=0.5))
     assert went_on.returncode == 0, went_on.stderr[-2000:]
     assert quarantine_of(world) == expected
+
+
+@pytest.mark.slow
+def test_two_ranks_without_too_much_of_their_dataset_end_with_three_and_one_line(tmp_path: Path) -> None:
+    tiny_run.write_dataset(tmp_path / "data")
+    (tmp_path / "data" / "00001.tar").unlink()
+    ended = tiny_run.train(tiny_run.configuration(tmp_path / "run", tmp_path / "data", quarantine_budget=0.1), 2)
+    assert ended.returncode == 3, ended.stderr[-2000:]
+    assert len([line for line in ended.stderr.splitlines() if "albef: " in line]) == 1
+    assert "Traceback" not in ended.stderr
