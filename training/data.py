@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from pipeline.core.errors import ConfigError
 from shards.dataset import DamagedSample, Dataset
 from shards.item_maker import MadeItems
 from shards.loader import ShardLoader
-from shards.order.blend import parse_blend
+from shards.order.blend import Source, parse_blend
 from shards.order.mixing import MixedDataset, open_blend
 from shards.pixels.transforms import PretrainTransform
 from shards.random_stream import TRANSFORM, uniforms
@@ -29,6 +29,7 @@ from training.quarantine_budget import QuarantineBudget, check_shards
 from training.tokenizer import Tokenizer, train_vocabulary
 
 log = logging.getLogger(__name__)
+Manifests = int | dict[str, int]  # the number of the dataset's manifest, or of each by its name in the blend
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,27 @@ class Collate:
 
 
 def open_dataset(config: TrainingConfig, resumed: Checkpoint | None, world: World) -> Dataset | MixedDataset:
-    """The dataset, or the blend, with the manifests this run pins: the configured ones, the checkpoint's, or the newest; every rank must call.
+    """The dataset, or the blend, with the manifests this run pins: the configured ones, the checkpoint's, or the newest that rank 0 finds.
+
+    Every rank must call.
 
     Raises:
         BelowFloor: more of it is lost than training.quarantine_budget allows; rank 0 looks for all.
         DataError: a dataset is missing or its manifest damaged.
         FailedElsewhere: another rank raised one of these.
     """
-    dataset = world.together(lambda: _opened(config, resumed, check=world.rank == 0))
+    sources = parse_blend(config.dataset)
+    reader = RangeReader(int(config.cache_gib * 2**30), config.cache_folder)
+
+    def numbers_of_first() -> Manifests | None:
+        if world.rank > 0:
+            return None
+        dataset = open_blend(sources, _by_name(sources, _configured(config, resumed)), reader)
+        check_shards(dataset, QuarantineBudget(config.quarantine_budget, dataset.num_samples, dataset.name_of))
+        return dataset.pinned
+
+    numbers = world.from_first(world.together(numbers_of_first))  # else a rank that starts later may find a newer manifest, and draw another order
+    dataset = world.together(lambda: open_blend(sources, _by_name(sources, numbers), reader))
     for part in dataset.parts:
         found = part.dataset.manifest
         log.info(
@@ -94,16 +108,15 @@ def open_dataset(config: TrainingConfig, resumed: Checkpoint | None, world: Worl
     return dataset
 
 
-def _opened(config: TrainingConfig, resumed: Checkpoint | None, check: bool) -> Dataset | MixedDataset:
-    sources = parse_blend(config.dataset)
-    saved = resumed.state["manifest"] if resumed else {}
-    pinned = saved if isinstance(saved, dict) else {sources[0].name: saved}
+def _configured(config: TrainingConfig, resumed: Checkpoint | None) -> Manifests:
     if config.manifest is not None:
-        pinned = {sources[0].name: config.manifest}
-    dataset = open_blend(sources, pinned, RangeReader(int(config.cache_gib * 2**30), config.cache_folder))
-    if check:
-        check_shards(dataset, QuarantineBudget(config.quarantine_budget, dataset.num_samples, dataset.name_of))
-    return dataset
+        return config.manifest
+    pinned: Manifests = resumed.state["manifest"] if resumed else {}
+    return pinned
+
+
+def _by_name(sources: Sequence[Source], pinned: Manifests) -> dict[str, int]:
+    return pinned if isinstance(pinned, dict) else {sources[0].name: pinned}
 
 
 def build_tokenizer(config: TrainingConfig, dataset: Dataset | MixedDataset) -> Tokenizer:

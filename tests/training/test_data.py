@@ -7,6 +7,8 @@ import ranks
 import tiny_run
 
 from pipeline.core.errors import AlbefError
+from shards import layout
+from shards.manifest import publish, read_manifest
 from training.config import TrainingConfig
 from training.data import open_dataset
 from training.distributed import World
@@ -38,3 +40,21 @@ def test_a_folder_that_one_node_alone_does_not_see_ends_every_rank(tmp_path: Pat
     assert second[:2] == ("DataError", 2)
     assert "not-mounted" in second[2]
     assert first == ("FailedElsewhere", 2, second[2])
+
+
+def opened(world: World, folder: Path) -> tuple[int | dict[str, int], str]:
+    dataset = open_dataset(TrainingConfig(dataset=str(folder / f"rank-{world.rank}" / "data")), None, world)
+    return dataset.pinned, dataset.fingerprint
+
+
+def test_a_rank_that_would_find_a_newer_manifest_takes_the_first_rank_s(tmp_path: Path) -> None:
+    """As when somebody publishes between the starts of two ranks: all of both manifests is there, and the newest is another."""
+    for rank in (0, 1):
+        folder = tmp_path / f"rank-{rank}" / "data"
+        tiny_run.write_dataset(folder)
+        publish(str(folder), read_manifest(str(folder)).shards[:2], outcomes={}, config={})
+        assert read_manifest(str(folder)).number == 2
+    Path(layout.newest_path(str(tmp_path / "rank-0" / "data"))).write_text("1\n")
+    first, second = ranks.on_each(opened, tmp_path)
+    assert first[0] == 1
+    assert second == first
