@@ -3,9 +3,11 @@
 import io
 import logging
 import os
+import struct
 import subprocess
 import sys
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +69,38 @@ def test_damaged_pictures_are_errors(form: str, damage: Callable[[bytes], bytes]
     data = encoded(Image.fromarray(generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)), form)
     with pytest.raises(DataError):
         decode_image(damage(data))
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+
+
+WITHOUT_ITS_PALETTE = png((b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 3, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(20))), (b"IEND", b""))
+CUT_IN_ITS_PIXELS = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000032000000280802000080dea8bd3b000017a349444154789c01981767e8015e81c17a4d2936d436c8366121e48e4dfbd88896"
+)
+
+
+@pytest.mark.parametrize("data", [WITHOUT_ITS_PALETTE, CUT_IN_ITS_PIXELS], ids=["AssertionError", "TypeError"])
+def test_a_picture_is_damaged_whatever_pillow_raises(data: bytes) -> None:
+    with pytest.raises(DataError, match=r"^damaged picture \([^\n]*\)$"):
+        decode_image(data)
+
+
+def test_what_pillow_warns_of_stays_off_the_terminal() -> None:
+    """In a process of its own, as pytest has filters of its own."""
+    exif = Image.Exif()
+    exif[0x010F] = "a camera with a long name"
+    odd = encoded(Image.fromarray(picture(5, 20, 30)), "JPEG", exif=exif)
+    odd = odd.replace(b"Exif\0\0MM\0*\0\0\0\x08\0\x01", b"Exif\0\0MM\0*\0\0\0\x08\0\x09")
+    large = png((b"IHDR", struct.pack(">IIBBBBB", 10_000, 10_000, 8, 0, 0, 0, 0)), (b"IDAT", b""))
+    script = (
+        "from pipeline.core.errors import DataError; from shards.pixels.decode import decode_image\n"
+        f"print(decode_image({odd!r}).shape)\ntry:\n    decode_image({large!r})\nexcept DataError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-W", "default", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "(20, 30, 3)\npicture of 10000 x 10000 pixels; the limit is 64000000\n"
+    assert done.stderr == ""
 
 
 def test_a_decompression_bomb_and_a_foreign_format_are_refused() -> None:
