@@ -155,12 +155,15 @@ def metadata_of(data: Readable, group: Group, where: str) -> dict[str, Any]:
 
 
 def captions_of(data: Readable, group: Group, metadata: dict[str, Any]) -> tuple[str, ...]:
-    """The list `captions` of the json if there is one, else the text; blank captions do not count."""
+    """The list `captions` of the json if there is one, else the text; blank captions do not count.
+
+    Half a surrogate pair, which json can say and UTF-8 cannot, becomes a question mark.
+    """
     captions = metadata.get("captions")
     if not isinstance(captions, list):
         member = group.members.get("txt")
         captions = [bytes(data[member.data : member.data + member.size]).decode("utf-8", "replace")] if member else []
-    return tuple(caption for caption in captions if isinstance(caption, str) and caption.strip())
+    return tuple(caption.encode("utf-8", "replace").decode() for caption in captions if isinstance(caption, str) and caption.strip())
 
 
 def safe_key(key: str) -> str:

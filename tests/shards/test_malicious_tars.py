@@ -298,3 +298,12 @@ def test_a_stranger_s_json_is_data(tmp_path: Path) -> None:
     dataset = indexed(tmp_path / "set", member("a.jpg", JPEG) + member("a.json", odd) + END)
     assert dataset.read(0).captions == ("ok",)
     assert dataset.captions_per_sample.tolist() == [1]
+
+
+def test_half_a_character_in_a_caption_reads_as_a_question_mark_and_can_be_encoded(tmp_path: Path) -> None:
+    captions = json.dumps({"captions": ["a dog \ud83d", "\udc00", "two dogs \U0001f436"]}).encode()
+    assert b'ud83d"' in captions
+    dataset = indexed(tmp_path / "set", member("a.jpg", JPEG) + member("a.json", captions) + END)
+    assert dataset.read(0).captions == ("a dog ?", "?", "two dogs \U0001f436")
+    assert "".join(dataset.read(0).captions).encode().decode() == "a dog ??two dogs \U0001f436"
+    assert dataset.manifest.shards[0].captions == 3
