@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core import stopping, storage
-from pipeline.core.errors import DataError, Stopped
+from pipeline.core.errors import DataError, Stopped, StorageUnreachable
 
 CHUNK_BYTES = 2**17  # what is in memory of a piece on its way to the disk; a buffer of this size stays in the processor's cache, one of 1 MiB does not
 CONNECTIONS = 32  # kept open a process; more requests at once open, and close, connections of their own
 BUSY = (408, 429)  # what a store may answer besides 5xx when it wants to be asked again
 BUSY_CODES = ("RequestTimeout", "SlowDown", "InternalError")
+RANGE_IGNORED, MOST_IGNORED = "range_ignored", 8  # a proxy may forget a range now and then; a store that does so in all of these answers does not know them
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,10 @@ class Transport:
         At least one request is made; none after `deadline` (of `time.monotonic()`), nor once `given_up` is set or the interpreter ends.
 
         Raises:
-            DataError: the object is missing, may not be read, or is not of the size its manifest says.
+            DataError: the object is missing, may not be read, or is not of the size its manifest says, or its store does not know ranges.
             Stopped: the store still fails at the deadline.
         """
-        position, pause = start, self.deadlines.first_pause_s
+        position, pause, ignored = start, self.deadlines.first_pause_s, 0
         while position < end:
             began = position
             try:
@@ -87,7 +88,10 @@ class Transport:
             except Interrupted as fault:
                 self.counters.add(f"retries_{fault.reason}")
                 if position > began:
-                    pause = self.deadlines.first_pause_s
+                    pause, ignored = self.deadlines.first_pause_s, 0
+                ignored += fault.reason == RANGE_IGNORED
+                if ignored == MOST_IGNORED:
+                    raise DataError(f"{path}: its store answers {fault}; take one that knows ranges") from fault  # with a cause: no shard is damaged
                 if stopping.stop_reason(None) is not None:
                     deadline = min(deadline, time.monotonic() + self.deadlines.patience_when_stopping_s)
                 wait = pause * random.uniform(0.5, 1.5)  # many workers must not come back at once
@@ -176,10 +180,15 @@ def _s3_client(fs: Any, deadlines: Deadlines) -> Any:
 def _check_range(path: str, content_range: str, start: int, total: int) -> None:
     """`bytes 100-199/1234`: where the answer begins, and how large the object is."""
     if not content_range.startswith(f"bytes {start}-"):
-        raise DataError(f"{path}: its store answers a request for bytes {start} on with {content_range or 'the whole object'}; take one that knows ranges")
+        raise Interrupted(RANGE_IGNORED, f"a request for bytes {start} on with {content_range or 'the whole object'}")
     size = content_range.rpartition("/")[2]
-    if size.isdigit() and int(size) != total:
-        raise DataError(f"{path}: has {size} bytes, the manifest says {total}; copy the shard again")
+    if size.isdigit():
+        _check_size(path, int(size), total)
+
+
+def _check_size(path: str, found: int, total: int) -> None:
+    if found != total:
+        raise DataError(f"{path}: has {found} bytes, the manifest says {total}; copy the shard again")
 
 
 def _status(error: Any) -> int:
@@ -213,6 +222,15 @@ def _fsspec_chunks(path: str, start: int, end: int, total: int) -> Iterator[memo
         raise Interrupted("unreachable", error) from error
     except OSError as error:
         raise Interrupted("unreachable", error) from error
+    if len(data) > end - start:
+        raise Interrupted(RANGE_IGNORED, f"a request for bytes {start} to {end} with {len(data)} bytes")
     if len(data) < end - start:
-        raise DataError(f"{path}: ends at byte {start + len(data)}, the manifest says {total}; copy the shard again")
+        _check_size(path, _size(path), total)
     yield memoryview(data)
+
+
+def _size(path: str) -> int:
+    try:
+        return storage.size(path)
+    except StorageUnreachable as error:
+        raise Interrupted("unreachable", error) from error

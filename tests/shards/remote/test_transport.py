@@ -1,8 +1,10 @@
 """Ranged requests to a store that fails: every byte comes once, or one line says why not."""
 
+import http.server
 import os
 import pickle
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ from urllib.parse import urlsplit
 
 import fsspec.config
 import pytest
-from faulty_front import FAULTS, FaultyFront
+from faulty_front import FAULTS, RANGE_IGNORED, FaultyFront
 from waiting import wait_until
 from wire_proxy import WireProxy
 
@@ -92,6 +94,87 @@ def test_each_kind_of_fault_is_asked_again_at_its_byte_and_counted(
         assert reader.counters[f"retries_{fault}"] == front.injected[fault]
         assert reader.counters["requests"] == front.ranged_requests == 11 + front.injected[fault]
         assert reader.counters["bytes_fetched"] == SIZE  # what came before a break is not fetched again
+
+
+def test_a_store_that_ignores_the_range_now_and_then_is_asked_again(
+    make_reader: MakeReader, shard: tuple[str, bytes], s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, data = shard
+    with FaultyFront(port_of(s3_endpoint), share=0.5, seed=3, faults=(RANGE_IGNORED,)) as front:
+        ask_at(front.endpoint, monkeypatch)
+        reader = make_reader(piece_bytes=100_000)
+        assert reader.read(path, 0, SIZE, SIZE) == data
+        assert reader.counters["retries_range_ignored"] == front.injected[RANGE_IGNORED] >= 5
+        assert reader.counters["bytes_fetched"] == SIZE
+
+
+def test_a_store_that_never_knows_ranges_ends_the_run_and_costs_no_shard(
+    make_dataset: MakeDataset, make_reader: MakeReader, s3_bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make_dataset([3], f"{s3_bucket}/set")
+    with FaultyFront(port_of(s3_endpoint), share=1, seed=3, faults=(RANGE_IGNORED,)) as front:
+        ask_at(front.endpoint, monkeypatch)
+        dataset.reader = make_reader()
+        with pytest.raises(
+            DataError, match=r"00000\.tar: its store answers a request for bytes 0 on with the whole object[^\n]*take one that knows ranges$"
+        ) as raised:
+            dataset.read(1)
+    assert not isinstance(raised.value, DamagedSample)
+
+
+class OddServer(http.server.BaseHTTPRequestHandler):
+    """Serves `body` under every path: `whole` ignores ranges, else an answer to one has `longest` bytes at most, which HTTP allows."""
+
+    body, whole, longest = random.Random(5).randbytes(120_000), False, 30_000
+
+    def do_HEAD(self) -> None:
+        self._answer(200, b"", {"Content-Length": str(len(self.body)), "Accept-Ranges": "bytes"})
+
+    def do_GET(self) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if self.whole or asked is None:
+            self._answer(200, self.body, {"Content-Length": str(len(self.body))})
+        else:
+            first, last = int(asked[1]), min(int(asked[2]), int(asked[1]) + self.longest - 1, len(self.body) - 1)
+            part = self.body[first : last + 1]
+            self._answer(206, part, {"Content-Length": str(len(part)), "Content-Range": f"bytes {first}-{last}/{len(self.body)}"})
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def odd_server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OddServer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_short_answers_of_other_stores_are_asked_on_and_only_a_short_object_is_damage(make_reader: MakeReader, odd_server: str) -> None:
+    data, reader = OddServer.body, make_reader(piece_bytes=100_000)
+    assert reader.read(f"{odd_server}/a.tar", 0, len(data), len(data)) == data
+    assert reader.counters["retries_truncated"] == 3
+    assert reader.counters["bytes_fetched"] == len(data)
+    with pytest.raises(DataError, match=r"a\.tar: has 120000 bytes, the manifest says 140000; copy the shard again") as raised:
+        make_reader().read(f"{odd_server}/a.tar", 110_000, 20_000, 140_000)
+    assert raised.value.__cause__ is None
+
+
+def test_the_whole_object_from_another_store_is_never_taken_for_the_range(make_reader: MakeReader, odd_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OddServer, "whole", True)
+    with pytest.raises(DataError, match="take one that knows ranges") as raised:
+        make_reader().read(f"{odd_server}/a.tar", 60_000, 10, len(OddServer.body))
+    assert raised.value.__cause__ is not None
 
 
 @pytest.mark.parametrize("hanging", [False, True])
@@ -269,7 +352,7 @@ def test_other_stores_are_read_through_fsspec(make_reader: MakeReader) -> None:
     assert reader.read("memory://set/a.tar", 40_000, 70_000, len(data)) == data[40_000:110_000]
     with pytest.raises(DataError, match="not found"):
         reader.read("memory://set/b.tar", 0, 10, 100)
-    with pytest.raises(DataError, match="ends at byte 120000, the manifest says 140000"):
+    with pytest.raises(DataError, match="has 120000 bytes, the manifest says 140000"):
         make_reader().read("memory://set/a.tar", 110_000, 20_000, 140_000)
 
 
