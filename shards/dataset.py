@@ -245,14 +245,15 @@ class Dataset:
             raise DataError(f"{path}: {found} bytes, the manifest says {entry.bytes}; copy the shard again, or `albef shards index` to take it as it is")
         index_path = layout.index_path(self.index_root, entry.name)
         one = index.read_index(index_path)
-        counts = (len(one), int(one.captions.sum()), one.tar_bytes)
-        if counts != (entry.samples, entry.captions, entry.bytes):
-            promised = f"{entry.samples} with {entry.captions} in {entry.bytes}"
-            raise DataError(
-                f"{index_path}: indexes {counts[0]} samples with {counts[1]} captions in {counts[2]} bytes, the manifest says {promised}; "
-                "run `albef shards index` again"
-            )
+        found_counts = (len(one), one.captioned, int(one.captions.sum()), one.tar_bytes)
+        promised = (entry.samples, one.captioned if entry.captioned is None else entry.captioned, entry.captions, entry.bytes)
+        if found_counts != promised:
+            raise DataError(f"{index_path}: indexes {_told(*found_counts)}, the manifest says {_told(*promised)}; run `albef shards index` again")
         return one
+
+
+def _told(samples: int, captioned: int, captions: int, tar_bytes: int) -> str:
+    return f"{samples} samples, {captioned} of them captioned, with {captions} captions in {tar_bytes} bytes"
 
 
 def _checked_sample(data: memoryview, where: str, held: index.ShardIndex, row: int) -> Sample:

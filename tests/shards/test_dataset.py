@@ -198,6 +198,18 @@ def test_a_manifest_cannot_name_a_shard_outside_its_folder(make_dataset: MakeDat
         Dataset.open(dataset.folder)
 
 
+def test_a_manifest_that_counts_other_captioned_samples_than_the_index_is_refused_by_name(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([4, 3])
+    path = Path(layout.manifest_path(dataset.folder, 1))
+    path.write_text(path.read_text().replace('"captioned": 3', '"captioned": 8'))
+    assert Dataset.open(dataset.folder).read(3).key == dataset.read(3).key
+    with pytest.raises(
+        DataError,
+        match=r"^[^\n]*00001\.albef: indexes 3 samples, 3 of them captioned[^\n]*the manifest says 3 samples, 8 of them[^\n]*`albef shards index`[^\n]*$",
+    ):
+        Dataset.open(dataset.folder).read(4)
+
+
 def test_a_read_only_dataset_keeps_its_index_elsewhere(make_dataset: MakeDataset, tmp_path: Path) -> None:
     dataset = make_dataset([4])
     index_folder(dataset.folder, index_root=str(tmp_path / "elsewhere"))
