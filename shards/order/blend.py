@@ -6,6 +6,8 @@ from typing import Any
 
 from pipeline.core.errors import ConfigError
 
+SMALLEST_SHARE = Fraction(1, 2**20)  # a finer one would be rounded, at last to nothing, so that its dataset would never be drawn
+
 _KEYS = {"dataset", "blend", "weight", "name", "manifest"}
 
 
@@ -29,6 +31,10 @@ def parse_blend(value: str | dict[str, Any]) -> list[Source]:
     names = [source.name for source in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two datasets of the blend are called {twice[0]!r}; give one of them another `name`")
+    for source in sources:
+        if source.share < SMALLEST_SHARE:
+            found = f"its share of the items drawn would be {float(source.share):.3g}, the smallest that counts is {SMALLEST_SHARE}"
+            raise ConfigError(f"{source.name}: {found}; raise its weight, or take it out of the blend")
     return sources
 
 

@@ -14,11 +14,12 @@ from typing import Union
 import numpy as np
 import numpy.typing as npt
 
+from shards.order.blend import SMALLEST_SHARE
 from shards.random_stream import item_keys, permutation
 
 Integers = npt.NDArray[np.int64]
 
-_FINEST = 2**20  # denominators: places x lanes x denominator stay below 2**63 for a hundred billion places a lane
+_FINEST = SMALLEST_SHARE.denominator  # of the splits: places x lanes x denominator stay below 2**63 for a hundred billion places a lane
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,11 @@ class _Split:
 
 
 class Shares:
-    """Weights, whose sum is 1, of the datasets that fill the places of `lanes` lanes."""
+    """Weights, whose sum is 1 and of which none is below SMALLEST_SHARE, of the datasets that fill the places of `lanes` lanes."""
 
     def __init__(self, weights: Sequence[Fraction], lanes: int) -> None:
         assert sum(weights) == 1
+        assert min(weights) >= SMALLEST_SHARE  # a smaller one could be rounded to nothing
         self.weights, self.lanes = tuple(weights), lanes
         self._root = _tree(self.weights, lanes)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import ConfigError, DataError
 from shards import manifest
-from shards.order.blend import Source, parse_blend
+from shards.order.blend import SMALLEST_SHARE, Source, parse_blend
 from shards.order.epoch import Epochs, ItemTable, OrderSettings
 from shards.order.locality import Split, amplification, bytes_in_use
 from shards.order.mixing import MixedDataset, open_blend
@@ -54,6 +54,10 @@ def test_shares_of_nested_blends_are_multiplied() -> None:
         ({"blend": [{"dataset": "a", "wieght": 1}]}, r"^blend\.0 is .*wieght"),
         ({"blend": [{"dataset": "x/a", "weight": 1}, {"dataset": "y/a", "weight": 1}]}, r"^two datasets of the blend are called 'a'"),
         ({"blend": [{"dataset": 5, "weight": 1}]}, r"^blend\.0 is .*expected a folder as dataset"),
+        (
+            {"blend": [{"dataset": "a", "weight": 1}, {"dataset": "b", "weight": 1e-9}]},
+            r"^b: its share of the items drawn would be 1e-09, the smallest that counts is 1/1048576; raise its weight, or take it out of the blend$",
+        ),
     ],
 )
 def test_a_mistake_in_a_blend_names_its_place(value: dict[str, Any], message: str) -> None:
@@ -82,6 +86,14 @@ def test_the_ratio_holds_at_every_batch_and_every_place_has_one_dataset(weights:
             assert plain[source] == count
             plain[source] += 1
         assert shares.taken(np.full(lanes, 50))[lane].tolist() == [plain[source] for source in range(len(weights))]
+
+
+def test_the_smallest_share_that_is_accepted_is_drawn() -> None:
+    millionth = 1 / (SMALLEST_SHARE.denominator - 1)
+    inner = {"weight": 2 * millionth, "blend": [{"dataset": "b", "weight": 1}, {"dataset": "c", "weight": 1}]}
+    for blend in ([{"dataset": "a", "weight": 1}, {"dataset": "b", "weight": millionth * 1.0001}], [{"dataset": "a", "weight": 1 - millionth}, inner]):
+        shares = Shares([source.share for source in parse_blend({"blend": blend})], 8)
+        assert (shares.taken(np.full(8, SMALLEST_SHARE.denominator)).sum(axis=0)[1:] > 0).all()
 
 
 def test_realistic_blends_keep_their_ratio_to_five_items_whatever_the_step() -> None:
