@@ -54,13 +54,24 @@ def test_shares_of_nested_blends_are_multiplied() -> None:
         ({"blend": [{"dataset": "a", "wieght": 1}]}, r"^blend\.0 is .*wieght"),
         ({"blend": [{"dataset": "x/a", "weight": 1}, {"dataset": "y/a", "weight": 1}]}, r"^two datasets of the blend are called 'a'"),
         ({"blend": [{"dataset": 5, "weight": 1}]}, r"^blend\.0 is .*expected a folder as dataset"),
+        ({"blend": [{"dataset": "a", "weight": 1}], "weight": 3, "foo": 1}, r"^dataset: unknown key 'foo', 'weight'; at the top goes nothing but blend$"),
+        (
+            {"blend": [{"blend": [{"dataset": "a", "weight": 1}], "weight": 1, "manifest": 7, "name": "zz"}]},
+            r"^blend\.0: unknown key 'manifest', 'name'; in a blend within a blend go blend and weight$",
+        ),
+        *(
+            ({"blend": [{"dataset": "a", "weight": 1, "manifest": number}]}, rf"^blend\.0\.manifest is {number}: expected the number of a manifest, 1 or more$")
+            for number in (-4, 0, True, 1.5)
+        ),
+        ({"blend": [{"dataset": "", "weight": 1}]}, r"^blend\.0 is .*expected a folder as dataset"),
+        (" ", r"^dataset: expected a folder, or blend"),
         (
             {"blend": [{"dataset": "a", "weight": 1}, {"dataset": "b", "weight": 1e-9}]},
             r"^b: its share of the items drawn would be 1e-09, the smallest that counts is 1/1048576; raise its weight, or take it out of the blend$",
         ),
     ],
 )
-def test_a_mistake_in_a_blend_names_its_place(value: dict[str, Any], message: str) -> None:
+def test_a_mistake_in_a_blend_names_its_place(value: str | dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_blend(value)
 
