@@ -55,8 +55,11 @@ class NodeCache:
         """
         self.cache_bytes, self.patience_s, self.touch_every_s = cache_bytes, patience_s, TOUCH_EVERY_S
         self.folder = _made(folder)
-        with self._ledger(self._deadline()) as ledger:
-            ledger.total = self._evicted_to(self.cache_bytes)
+        try:
+            with self._ledger(self._deadline()) as ledger:
+                ledger.total = self._evicted_to(self.cache_bytes)
+        except OSError as error:
+            raise _unusable(self.folder, f"cannot be used ({error})") from error
 
     def read(self, name: str, size: int, offset: int, length: int, fetch: Fetch) -> tuple[bytes, bool]:
         """Bytes [offset, offset + length) of the piece, whose size is `size`, and whether it was there already.
@@ -74,7 +77,7 @@ class NodeCache:
             finally:
                 _close(descriptor)
         except OSError as error:
-            raise Stopped(f"{self._path(name)}: the shard cache fails ({error}); put it on another disk and run the same command again") from error
+            raise self._failing(name, error) from error
 
     def holds(self, name: str) -> bool:
         """Whether the piece is there; it counts as used."""
@@ -85,9 +88,15 @@ class NodeCache:
         return True
 
     def drop(self, name: str) -> None:
-        """Remove a piece; who has it open reads on."""
-        with self._ledger(self._deadline()) as ledger:
-            ledger.total -= _removed(self._path(name))
+        """Remove a piece; who has it open reads on.
+
+        Raises Stopped as `read` does.
+        """
+        try:
+            with self._ledger(self._deadline()) as ledger:
+                ledger.total -= _removed(self._path(name))
+        except OSError as error:
+            raise self._failing(name, error) from error
 
     def _path(self, name: str) -> str:
         return f"{self.folder}/{name}"
@@ -186,6 +195,9 @@ class NodeCache:
         except OSError as error:
             raise self._full(error) from error
 
+    def _failing(self, name: str, error: OSError) -> Stopped:
+        return Stopped(f"{self._path(name)}: the shard cache fails ({error}); put it on another disk and run the same command again")
+
     def _full(self, error: OSError) -> Stopped:
         return Stopped(f"{self.folder}: no room for the shard cache ({error}); put it on a larger disk and run the same command again")
 
@@ -259,22 +271,25 @@ class _Ledger:
 
 
 def _made(folder: str | None) -> str:
-    if folder is None:
-        return _made_private(Path(tempfile.gettempdir(), f"albef-shards-{os.geteuid()}"))
+    path = Path(tempfile.gettempdir(), f"albef-shards-{os.geteuid()}") if folder is None else Path(folder)
     try:
-        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder is None:
+            _refuse_a_stranger_s(path)
     except OSError as error:
-        raise ConfigError(f"shard cache folder {folder}: cannot be made ({error}); name one on a local disk that you may write") from error
-    return folder
+        raise _unusable(str(path), f"cannot be made ({error})") from error
+    return folder or str(path)
 
 
-def _made_private(folder: Path) -> str:
-    """The user's own folder below one that everybody may write: what a stranger laid there is not to be trusted with our bytes."""
-    folder.mkdir(mode=0o700, exist_ok=True)
+def _refuse_a_stranger_s(folder: Path) -> None:
+    """The user's own folder lies below one that everybody may write: what a stranger laid there is not to be trusted with our bytes."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise ConfigError(f"shard cache folder {folder}: is not a folder that only you may write; remove it, or set TMPDIR or the cache folder")
-    return str(folder)
+
+
+def _unusable(folder: str, what: str) -> ConfigError:
+    return ConfigError(f"shard cache folder {folder}: {what}; name one on a local disk that you may write")
 
 
 def _lock(descriptor: int, deadline: float, path: str) -> None:

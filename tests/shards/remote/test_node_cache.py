@@ -4,6 +4,8 @@ import hashlib
 import multiprocessing
 import os
 import resource
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -239,3 +241,32 @@ def test_a_forked_child_does_not_keep_its_dead_parent_s_lock(tmp_path: Path) -> 
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
+
+
+def test_a_file_where_the_user_s_own_cache_folder_should_be_is_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"albef-shards-{os.geteuid()}"
+    folder.write_text("a thesis")
+    with pytest.raises(ConfigError, match=rf"^shard cache folder {folder}: [^\n]*$"):
+        NodeCache(None, 4 * PIECE, 10)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(ConfigError, match=rf"^shard cache folder {folder}/[^\n]*cannot be made[^\n]*$"):
+        NodeCache(None, 4 * PIECE, 10)
+    assert folder.read_text() == "a thesis"
+
+
+def test_a_folder_where_a_piece_should_be_is_named_in_one_line(tmp_path: Path) -> None:
+    cache = NodeCache(str(tmp_path), 4 * PIECE, 10)
+    (tmp_path / named(0)).mkdir()
+    with pytest.raises(Stopped, match=rf"^{tmp_path}/{named(0)}: the shard cache fails \([^\n]*\); [^\n]*$"):
+        cache.drop(named(0))
+    with pytest.raises(ConfigError, match=rf"^shard cache folder {tmp_path}: cannot be used \([^\n]*\); [^\n]*$"):
+        NodeCache(str(tmp_path), 1, 10)
+
+
+def test_a_cache_folder_that_is_gone_while_a_piece_is_dropped_is_made_again(tmp_path: Path) -> None:
+    cache = NodeCache(str(tmp_path / "cache"), 4 * PIECE, 10)
+    read(cache, Store(), 0)
+    shutil.rmtree(tmp_path / "cache")
+    cache.drop(named(0))
+    assert read(cache, Store(), 0) == content(named(0))[10:510]
