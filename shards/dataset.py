@@ -86,14 +86,6 @@ class Dataset:
         """
         return cls(folder, read_manifest(index_root or folder, manifest), index_root, reader)
 
-    def check(self) -> None:
-        """Look at every shard's size and index, which otherwise happens when the shard is first needed; some requests a shard.
-
-        Raises:
-            DataError: a shard or index is missing, damaged or not of the size the manifest says.
-        """
-        _in_parallel(self._checked_index, range(len(self.manifest.shards)))
-
     @property
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
@@ -111,16 +103,6 @@ class Dataset:
     def pinned(self) -> int:
         """The number of the manifest."""
         return self.manifest.number
-
-    @property
-    def captions_per_sample(self) -> npt.NDArray[np.uint16]:
-        """How many captions each sample has; reads every index."""
-        return _concatenated([one.captions for one in self._every_index()], np.uint16)
-
-    @property
-    def key_hashes(self) -> npt.NDArray[np.uint64]:
-        """The hash of each sample's key; reads every index."""
-        return _concatenated([one.key_hash for one in self._every_index()], np.uint64)
 
     def item_table(self, epoch_over: EpochOver) -> ItemTable:
         """The items of an epoch.
@@ -299,7 +281,3 @@ def _trusted_key(data: memoryview, key_hash: int) -> str | None:
 def _in_parallel(function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
     with ThreadPoolExecutor(16) as pool:  # one small request a shard: latency, not work
         return list(pool.map(function, items))
-
-
-def _concatenated(arrays: list[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
-    return np.concatenate([*arrays, np.empty(0, dtype)]).astype(dtype)

@@ -118,11 +118,6 @@ def scan(tar_path: str) -> Scan:
         return Scan(index, left_out, data.sha256())
 
 
-def build_index(tar_path: str) -> ShardIndex:
-    """The index that `scan` finds."""
-    return scan(tar_path).index
-
-
 def index_of(data: tar.Readable, where: str) -> ShardIndex:
     """Index a tar that is in memory; `where` is its name in errors."""
     return _walked(data, where)[0]

@@ -34,16 +34,6 @@ class StageSnapshot:
         return StageSnapshot(busy_s, self.queued - earlier.queued, self.ready - earlier.ready, self.looks - earlier.looks)
 
     @property
-    def busy_shares(self) -> dict[Stage, float]:
-        """Of the workers' busy time; zeros before any work."""
-        total = sum(self.busy_s.values())
-        return {stage: seconds / total if total else 0.0 for stage, seconds in self.busy_s.items()}
-
-    @property
-    def slowest(self) -> Stage:
-        return max(self.busy_s, key=lambda stage: self.busy_s[stage])
-
-    @property
     def mean_queued(self) -> float:
         """Micro-batches that no worker had taken up."""
         return self.queued / self.looks if self.looks else 0.0

@@ -18,7 +18,6 @@ from pipeline.core.errors import DataError
 
 BLOCK = 512
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")  # nothing else is ever looked into; above all, nothing is unpickled
 
 MAX_IMAGE_BYTES = 256 * 2**20  # the 64 megapixels that are decoded at most are 183 MiB uncompressed
 MAX_TEXT_BYTES = 4 * 2**20  # of a txt or json; parsed json takes up to 30 times its bytes
@@ -29,6 +28,7 @@ MAX_JSON_DEPTH = 64
 
 DUPLICATE_KEY, NOT_A_FILE, SPARSE, TOO_LARGE = "duplicate_key", "not_a_file", "sparse", "too_large"  # why a sample is left out
 
+# Bytes of what is looked into, by its suffix; nothing else ever is, and above all nothing is unpickled.
 _MAX_BYTES = {**dict.fromkeys(IMAGE_SUFFIXES, MAX_IMAGE_BYTES), "txt": MAX_TEXT_BYTES, "json": MAX_TEXT_BYTES}
 _FIELDS = struct.Struct("100s24x12s12x8sc188xB166x")  # name, size, checksum, kind, first byte of the prefix
 _MAGIC, _PREFIX = slice(257, 263), slice(345, 500)

@@ -10,6 +10,7 @@ import simplejpeg
 from pipeline.core import storage
 from shards import layout, manifest, writer
 from shards.dataset import Dataset
+from shards.index import ShardIndex
 
 MakeDataset = Callable[..., Dataset]
 
@@ -21,6 +22,15 @@ def picture(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
     top, left = generator.integers(0, height // 2), generator.integers(0, width // 2)
     image[top : top + height // 3, left : left + width // 3] = generator.integers(0, 255, 3)
     return image.astype(np.uint8)
+
+
+def every_index(dataset: Dataset) -> list[ShardIndex]:
+    """The index of each shard, held against its manifest as it is when training first needs it."""
+    return [dataset.indexes(shard) for shard in range(len(dataset.manifest.shards))]
+
+
+def captions_per_sample(dataset: Dataset) -> list[int]:
+    return [count for one in every_index(dataset) for count in one.captions.tolist()]
 
 
 def samples(shard: int, count: int) -> list[writer.SampleToWrite]:

@@ -295,4 +295,4 @@ def test_healthy_tars_of_every_writer_read_as_webdataset_reads_them(tmp_path: Pa
             theirs[sample["__key__"]] = sample[suffix]
     assert ours == theirs
     assert len(ours) == 4
-    assert index.build_index(str(tmp_path / "set" / "x.tar")).without_image == dataset.manifest.outcomes["without_image"]
+    assert index.scan(str(tmp_path / "set" / "x.tar")).index.without_image == dataset.manifest.outcomes["without_image"]
