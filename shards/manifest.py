@@ -83,10 +83,23 @@ def read_manifest(folder: str, number: int | None = None) -> Manifest:
         record = json.loads(storage.read_bytes(path))
         if record["format"] != _FORMAT or record["number"] != number:
             raise ValueError(f"format {record['format']!r}, number {record['number']!r}")
-        shards = tuple(ShardEntry(**shard) for shard in record["shards"])
+        shards = tuple(map(_checked_entry, record["shards"]))
         return Manifest(number, shards, record["outcomes"], record["config"], record["created_by"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a manifest this albef can read ({type(error).__name__}: {error})") from error
+
+
+def _checked_entry(record: dict[str, Any]) -> ShardEntry:
+    """Manifests may come from strangers: text where a count should be is named here, not wherever it is first added up."""
+    entry = ShardEntry(**record)
+    counts = {"samples": entry.samples, "captions": entry.captions, "bytes": entry.bytes, "captioned": entry.captioned or 0}
+    for name, count in counts.items():
+        if type(count) is not int or count < 0:
+            raise ValueError(f"shard {entry.name!r}: {name} {count!r} is no count")
+    for name in ("name", "sha256", "source"):
+        if not isinstance(text := getattr(entry, name), str):
+            raise ValueError(f"shard {entry.name!r}: {name} {text!r} is no text")
+    return entry
 
 
 def publish(folder: str, entries: Iterable[ShardEntry], outcomes: dict[str, int], config: dict[str, Any]) -> Manifest:

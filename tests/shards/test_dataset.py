@@ -252,3 +252,16 @@ def test_indexes_are_small(make_dataset: MakeDataset) -> None:
     dataset = make_dataset([50])
     assert storage.size(layout.index_path(dataset.folder, "00000")) <= 30 * 50 + 64
     assert np.unique(dataset.indexes(0).key_hash).size == 50
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("samples", "3"), ("bytes", None), ("captions", -1), ("samples", True), ("captioned", 1.5), ("sha256", 7), ("source", None)]
+)
+def test_a_manifest_with_something_else_in_place_of_a_count_or_a_text_is_refused_in_one_line(make_dataset: MakeDataset, field: str, value: object) -> None:
+    folder = make_dataset([3]).folder
+    path = Path(layout.manifest_path(folder, 1))
+    record = json.loads(path.read_text())
+    record["shards"][0][field] = value
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match=rf"^[^\n]*not a manifest this albef can read [^\n]*{field} {value!r} is no (count|text)"):
+        Dataset.open(folder)
