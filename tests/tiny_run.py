@@ -33,7 +33,7 @@ def write_dataset(folder: Path, samples: int = 96, shards: int = 3) -> None:
     publish(str(folder), entries, outcomes={"success": samples}, config={})
 
 
-def configuration(folder: Path, dataset: Path | dict[str, object], **changes: object) -> Path:
+def configuration(folder: Path, dataset: Path | str | dict[str, object], **changes: object) -> Path:
     """A YAML file whose run directory is `folder`; `changes` are training settings."""
     model = {
         "image_size": 32, "patch_size": 16, "vision_width": 32, "vision_depth": 1, "vision_heads": 2, "text_hidden": 32, "text_heads": 2, "text_layers": 1,

@@ -129,7 +129,9 @@ class Trainer:
                 "losses": losses, "checkpoint": checkpoint.read(self.checkpoints).path, "quarantined": num_samples(self.loader.quarantine)}  # fmt: skip
 
     def close(self) -> None:
+        """End the loader's workers and what is announced of remote shards; pieces on their way are waited for."""
         self.loader.close()
+        self.loader.dataset.parts[0].dataset.reader.close()  # all parts share it
         if self.metrics:
             self.metrics.close()
 

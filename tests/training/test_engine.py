@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import tiny_run
 import torch
 
+from pipeline.core import storage
 from pipeline.core.errors import ConfigError
 from training import checkpoint
 from training.config import TrainingConfig
@@ -156,6 +158,39 @@ def test_a_missing_dataset_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert str(tmp_path / "absent") in done.stderr
     assert "Traceback" not in done.stderr
+
+
+CLOSED_WITH_PIECES_ANNOUNCED = """
+import json, sys, time
+from pathlib import Path
+from pipeline.app.config import RunConfig
+from pipeline.core.config import load
+from training import distributed, engine
+
+config = load(RunConfig, Path(sys.argv[1]), []).training
+trainer = engine.Trainer(config, Path(sys.argv[2]), distributed.start(config.torch_threads), None)
+trainer.train()
+reader = trainer.loader.dataset.parts[0].dataset.reader
+later = 1000 * reader.options.piece_bytes
+reader.prefetch(config.dataset + "/later.tar", 0, later, later)
+trainer.close()
+closed = reader.counters["requests"]
+time.sleep(1)
+print(json.dumps({"requests": closed, "after": reader.counters["requests"] - closed}))
+"""
+
+
+def test_a_closed_trainer_fetches_nothing_more(dataset: Path, s3_bucket: str, tmp_path: Path) -> None:
+    for path in dataset.rglob("*"):
+        if path.is_file():
+            storage.write_bytes(f"{s3_bucket}/set/{path.relative_to(dataset)}", path.read_bytes())
+    config = tiny_run.configuration(tmp_path, f"{s3_bucket}/set", cache_folder=str(tmp_path / "cache"))
+    command = [sys.executable, "-c", CLOSED_WITH_PIECES_ANNOUNCED, str(config), str(tmp_path)]
+    done = subprocess.run(command, env=tiny_run.environment(), capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["requests"] >= 3
+    assert found["after"] == 0
 
 
 def last_step(run: Path) -> int:
