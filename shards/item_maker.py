@@ -82,7 +82,8 @@ class ItemMaker:
             except DamagedSample as damage:
                 on_damage(Damage(sample - damage.before, damage.key, str(damage), order.epoch, position, damage.samples))
             sample, caption = order.item(order.replacement(position, attempt))
-        raise DataError(f"{self.dataset.folder}: {_MAX_ATTEMPTS} damaged samples in a row; `albef shards verify` lists them")
+        part = self.dataset.parts[self.dataset.part_of(sample)[0]]  # replacements come from the same one
+        raise DataError(f"{part.dataset.folder}: {_MAX_ATTEMPTS} damaged samples in a row; `albef shards verify` lists them")
 
     def _made(self, key: int, sample: int, caption: int, draws: Draws, out: Picture) -> Item:
         if entry := self.quarantine.of(sample):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core import storage
-from pipeline.core.errors import BelowFloor
+from pipeline.core.errors import BelowFloor, DataError
 from shards.dataset import Dataset
 from shards.order.mixing import MixedDataset
 from shards.quarantine import Entry, by_shard, num_samples
@@ -49,12 +49,20 @@ def _briefly(reason: str, shard: str) -> str:
 def check_shards(dataset: Dataset | MixedDataset, budget: QuarantineBudget) -> None:
     """Name the shards that one listing of each folder shows to be lost, before the first step.
 
-    Raises BelowFloor when they alone are more than the budget allows.
+    Raises:
+        BelowFloor: they alone are more than the budget allows.
+        DataError: they are all shards of a dataset of a blend, whose samples only its own can replace.
     """
     entries: list[Entry] = []
     before = 0
     for part in dataset.parts:
-        for shard, reason in lost_shards(part.dataset.folder, part.dataset.manifest):
+        lost = lost_shards(part.dataset.folder, part.dataset.manifest)
+        if len(dataset.parts) > 1 and len(lost) == len(part.dataset.manifest.shards):
+            raise DataError(
+                f"{part.dataset.folder}: every shard of the blend's dataset {part.name!r} is lost ({lost[0][1]}); "
+                "copy them again, or take it out of the blend and start a new run"
+            )
+        for shard, reason in lost:
             log.warning("lost: %s; its samples will be replaced and listed in the quarantine", reason)
             first = before + int(part.dataset.shard_starts[shard])
             entries.append({"sample": first, "samples": part.dataset.manifest.shards[shard].samples, "reason": reason})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny_run
 
-from pipeline.core.errors import BelowFloor
+from pipeline.core.errors import BelowFloor, DataError
 from shards import index, layout
 from shards.order.blend import parse_blend
 from shards.order.mixing import MixedDataset, open_blend
@@ -43,6 +43,16 @@ def test_lost_shards_are_named_before_the_first_step(tmp_path: Path, caplog: pyt
     assert "two/00001.tar: missing" in caplog.text
     with pytest.raises(BelowFloor, match=r"32 of 192 samples[^\n]*two/00001\.tar"):
         check_shards(blend, QuarantineBudget(0.1, blend.num_samples, blend.name_of))
+
+
+def test_a_dataset_of_a_blend_that_is_lost_as_a_whole_is_refused_by_name_whatever_the_budget(tmp_path: Path) -> None:
+    for name in ("web", "small"):
+        tiny_run.write_dataset(tmp_path / name)
+    for path in (tmp_path / "small").glob("*.tar"):
+        path.unlink()
+    blend = open_blend(parse_blend({"blend": [{"dataset": str(tmp_path / name), "weight": 1} for name in ("web", "small")]}))
+    with pytest.raises(DataError, match=r"/small: every shard of the blend's dataset 'small' is lost \(\S*small/00000\.tar: missing\); [^\n]*out of the blend"):
+        check_shards(blend, QuarantineBudget(1.0, blend.num_samples, blend.name_of))
 
 
 def damaged_dataset(folder: Path) -> Path:
