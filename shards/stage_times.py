@@ -33,6 +33,10 @@ class StageSnapshot:
         busy_s = {stage: seconds - earlier.busy_s[stage] for stage, seconds in self.busy_s.items()}
         return StageSnapshot(busy_s, self.queued - earlier.queued, self.ready - earlier.ready, self.looks - earlier.looks)
 
+    def __add__(self, other: "StageSnapshot") -> "StageSnapshot":
+        busy_s = {stage: seconds + other.busy_s[stage] for stage, seconds in self.busy_s.items()}
+        return StageSnapshot(busy_s, self.queued + other.queued, self.ready + other.ready, self.looks + other.looks)
+
     @property
     def mean_queued(self) -> float:
         """Micro-batches that no worker had taken up."""

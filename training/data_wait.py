@@ -1,5 +1,7 @@
 """How long training waits for data, and which stage of the loader is to blame."""
 
+import functools
+import operator
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -37,26 +39,33 @@ class WaitFigures:
 class DataWait:
     """The last `window_steps` steps of one rank.
 
-    The first step is left out: what it waits for is the start, not the pace.
+    The first step is left out: what it waits for is the start, not the pace. So is what comes between two steps, checkpoints and evaluation: neither its time
+    nor the work that the loader does meanwhile counts.
     """
 
     def __init__(self, stage_times: StageTimes, window_steps: int) -> None:
         self._stage_times = stage_times
-        self._steps: deque[tuple[float, float, StageSnapshot]] = deque(maxlen=window_steps)  # seconds waited, seconds of the step, what came before it
+        self._steps: deque[tuple[float, float, StageSnapshot]] = deque(maxlen=window_steps)  # seconds waited, seconds of the step, what was done in it
         self._before: StageSnapshot | None = None
+        self._started = False
+
+    def begin(self) -> None:
+        """The wait for the next step's data begins now."""
+        self._before = self._stage_times.snapshot()
 
     def record(self, wait_s: float, step_s: float) -> None:
-        """A step of `step_s` seconds, of which the first `wait_s` were spent waiting for its data."""
-        if self._before is not None:
-            self._steps.append((wait_s, step_s, self._before))
-        self._before = self._stage_times.snapshot()
+        """The step that was begun took `step_s` seconds, of which the first `wait_s` were spent waiting for its data."""
+        assert self._before is not None
+        if self._started:
+            self._steps.append((wait_s, step_s, self._stage_times.snapshot() - self._before))
+        self._started = True
 
     def figures(self) -> WaitFigures:
         """Zeros before the second step."""
-        if not self._steps or self._before is None:
+        if not self._steps:
             return WaitFigures(*[0.0] * len(fields(WaitFigures)))
         waits, seconds = [step[0] for step in self._steps], sum(step[1] for step in self._steps)
-        stages = self._before - self._steps[0][2]
+        stages = functools.reduce(operator.add, (step[2] for step in self._steps))
         p50, p99 = (float(value) for value in np.percentile(waits, [50, 99]))
         return WaitFigures(
             steps=float(len(waits)),

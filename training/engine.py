@@ -109,6 +109,7 @@ class Trainer:
         stopping.raise_if_stopping(self.run_folder)
         self.quarantine_budget.check(self.loader.quarantine)
         losses: dict[str, float] = {}
+        self.data_wait.begin()
         waiting_since = time.perf_counter()
         if self.state.step < self.total_steps:
             for micro_batches, position in self.loader.from_position(self.state.position):
@@ -122,6 +123,7 @@ class Trainer:
                 self._advance(position, applied, micro_batches, losses)
                 self._report(losses, data_wait_s, time.perf_counter() - waiting_since)
                 self._after_step()
+                self.data_wait.begin()
                 waiting_since = time.perf_counter()
                 if self.state.step >= self.total_steps:
                     break

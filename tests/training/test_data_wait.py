@@ -14,11 +14,13 @@ from shards.writer import SampleToWrite, write_shard
 from training.data_wait import DataWait, WaitFigures, slowest_rank, warning
 
 
-def recorded(waits: list[float], window_steps: int, read_s: float = 0.0) -> WaitFigures:
-    """Steps of one second each, before each of which the workers read for `read_s`."""
+def recorded(waits: list[float], window_steps: int, read_s: float = 0.0, between_s: float = 0.0) -> WaitFigures:
+    """Steps of one second each, in each of which the workers read for `read_s`, and for `between_s` before it begins."""
     times = StageTimes()
     data_wait = DataWait(times, window_steps)
     for wait in waits:
+        times.add("read", between_s)
+        data_wait.begin()
         times.add("read", read_s)
         times.add("decode", 0.25)
         data_wait.record(wait, 1.0)
@@ -31,6 +33,12 @@ def test_the_start_is_not_counted_and_old_steps_leave_the_window() -> None:
     assert (figures.wait_p50_s, figures.wait_share) == pytest.approx((0.2, 0.2))
     assert figures.wait_p99_s == pytest.approx(np.percentile([0.1, 0.2, 0.3], 99))
     assert (figures.busy_read, figures.busy_decode, figures.busy_collate) == pytest.approx((2.0, 0.25, 0.0))
+
+
+def test_what_workers_do_while_a_checkpoint_is_written_is_not_counted() -> None:
+    alone = recorded([0.1] * 5, window_steps=3, read_s=0.5)
+    assert recorded([0.1] * 5, window_steps=3, read_s=0.5, between_s=30.0) == alone
+    assert alone.busy_read == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("steps", [0, 1])
