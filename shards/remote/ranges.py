@@ -86,7 +86,7 @@ class RangeReader:
 
     @property
     def counters(self) -> dict[str, int]:
-        """What this process has done so far: `requests`, `bytes_fetched`, `retries_<reason>` (status_500, status_503, reset, truncated,
+        """What this process has done so far: `requests`, `bytes_fetched`, `retries_<reason>` (status_500, status_503, range_ignored, reset, truncated,
         stalled, slow, connect, unreachable), `cache_hits` and `cache_misses` in pieces, `prefetch_dropped` and `prefetch_failed`."""
         return self._counters.snapshot()
 
