@@ -12,6 +12,7 @@ from pipeline.core.errors import AlbefError, DataError, FailedElsewhere
 from pipeline.core.run_directory import rank
 
 if TYPE_CHECKING:
+    from pipeline.app.bench.row import BenchRow
     from pipeline.app.config import RunConfig
 
 app = typer.Typer(
@@ -140,15 +141,10 @@ def bench_ingest(
 ) -> None:
     """Fetch, pair table and pictures beside img2dataset and pandas. Takes long; its progress is on stderr."""
     from pipeline.app.bench import ingest as benchmark
-    from pipeline.app.bench.row import write_rows
 
     logs.configure()
     names = cases.split(",") if cases is not None else list(benchmark.CASES)
-    measured = benchmark.run(names, benchmark.Scale(pictures, rows, rounds), work)
-    for row in measured:
-        typer.echo(row)
-    if json is not None:
-        write_rows(json, "ingest", " ".join(["albef", *sys.argv[1:]]), measured)
+    _show_rows("ingest", benchmark.run(names, benchmark.Scale(pictures, rows, rounds, work)), json)
 
 
 @bench_app.command("shards")
@@ -161,15 +157,10 @@ def bench_shards(
 ) -> None:
     """Tars, decoding, batches, S3, resuming and scaling beside webdataset, Pillow and torchvision. Its progress is on stderr."""
     from pipeline.app.bench import shards as benchmark
-    from pipeline.app.bench.row import write_rows
 
     logs.configure()
     names = cases.split(",") if cases is not None else list(benchmark.CASES)
-    measured = benchmark.run(names, benchmark.Scale(pictures, rounds, work))
-    for row in measured:
-        typer.echo(row)
-    if json is not None:
-        write_rows(json, "shards", " ".join(["albef", *sys.argv[1:]]), measured)
+    _show_rows("shards", benchmark.run(names, benchmark.Scale(pictures, rounds, work)), json)
 
 
 @bench_app.command("shards-simulation")
@@ -182,15 +173,19 @@ def bench_shards_simulation(
 ) -> None:
     """A day of 64 nodes reading 14M samples, order and node cache as they are, bytes and time made up: requests, amplification, balance, memory."""
     from pipeline.app.bench import simulation
-    from pipeline.app.bench.row import write_rows
 
     logs.configure()
     names = cases.split(",") if cases is not None else list(simulation.CASES)
-    rows = simulation.run(names, simulation.Scale(nodes, hours, step_s))
+    _show_rows("shards-simulation", simulation.run(names, simulation.Scale(nodes, hours, step_s)), json)
+
+
+def _show_rows(name: str, rows: "list[BenchRow]", json: str | None) -> None:
+    from pipeline.app.bench.row import write_rows
+
     for row in rows:
         typer.echo(row)
     if json is not None:
-        write_rows(json, "shards-simulation", " ".join(["albef", *sys.argv[1:]]), rows)
+        write_rows(json, name, " ".join(["albef", *sys.argv[1:]]), rows)
 
 
 def _loaded(config: Path, overrides: list[str] | None) -> "RunConfig":

@@ -1,12 +1,19 @@
 """A line of a benchmark: ours beside the peer's, both measured in the same run."""
 
 import json
+import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from pipeline.app.figures import commit, machine
 from pipeline.core import storage
+from pipeline.core.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+ScaleT = TypeVar("ScaleT")
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,23 @@ def compared(case: str, unit: str, ours: Sequence[float], peer: Sequence[float],
 def alone(case: str, unit: str, ours: Sequence[float], note: str) -> BenchRow:
     """The median over the rounds of what no peer has."""
     return BenchRow(case, unit, _figure(statistics.median(ours)), None, None, None, note)
+
+
+def measure(cases: Sequence[str], table: Mapping[str, Callable[[ScaleT], list[BenchRow]]], scale: ScaleT) -> list[BenchRow]:
+    """The rows of the cases, in their order.
+
+    Raises:
+        ConfigError: there is no such case.
+    """
+    if unknown := [case for case in cases if case not in table]:
+        raise ConfigError(f"--cases {','.join(unknown)}: no such case; there are {', '.join(table)}")
+    rows = []
+    for case in cases:
+        log.info("case %s", case)
+        for row in table[case](scale):
+            log.info("%s", row)
+            rows.append(row)
+    return rows
 
 
 def write_rows(path: str, name: str, command: str, rows: Sequence[BenchRow]) -> None:

@@ -15,11 +15,10 @@ from pipeline.app.bench import albef_reading as peer
 from pipeline.app.bench import our_reading as ours
 from pipeline.app.bench.moto import s3_bucket
 from pipeline.app.bench.photo_shards import LARGE, SMALL, PhotoShards, Sizes, photo_shards, repeated
-from pipeline.app.bench.row import BenchRow, alone, compared
+from pipeline.app.bench.row import BenchRow, alone, compared, measure
 from pipeline.app.bench.s3_clients import client_rows
 from pipeline.app.bench.usage import cpu_seconds_of
 from pipeline.core import storage
-from pipeline.core.errors import ConfigError
 from shards import tar
 from shards.dataset import Dataset
 from shards.pixels.transforms import Transform
@@ -55,21 +54,8 @@ class Scale:
 
 
 def run(cases: Sequence[str], scale: Scale) -> list[BenchRow]:
-    """The rows of the cases, in their order.
-
-    Raises:
-        ConfigError: there is no such case.
-    """
-    if unknown := [case for case in cases if case not in CASES]:
-        raise ConfigError(f"--cases {','.join(unknown)}: no such case; there are {', '.join(CASES)}")
-    rows = []
     with _one_thread():
-        for case in cases:
-            log.info("case %s", case)
-            for row in CASES[case](scale):
-                log.info("%s", row)
-                rows.append(row)
-    return rows
+        return measure(cases, CASES, scale)
 
 
 def tar_walk(scale: Scale) -> list[BenchRow]:

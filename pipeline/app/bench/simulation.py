@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.app.bench.row import BenchRow, alone
+from pipeline.app.bench.row import BenchRow, alone, measure
 from pipeline.core.errors import ConfigError
 from shards import index, layout
 from shards.dataset import Dataset
@@ -99,20 +99,7 @@ class Scale:
 
 
 def run(cases: Sequence[str], scale: Scale) -> list[BenchRow]:
-    """The rows of the cases, in their order.
-
-    Raises:
-        ConfigError: there is no such case.
-    """
-    if unknown := [case for case in cases if case not in CASES]:
-        raise ConfigError(f"--cases {','.join(unknown)}: no such case; there are {', '.join(CASES)}")
-    rows = []
-    for case in cases:
-        log.info("case %s", case)
-        for row in CASES[case](scale):
-            log.info("%s", row)
-            rows.append(row)
-    return rows
+    return measure(cases, CASES, scale)
 
 
 def day_rows(fleet: Fleet, nodes: Sequence[int], hours: float, step_s: float) -> list[BenchRow]:

@@ -15,7 +15,7 @@ from pipeline.core.errors import AlbefError, ConfigError
 @pytest.mark.parametrize("case", ["http", "https"])
 def test_both_fetch_the_same_pictures_and_the_rows_say_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     monkeypatch.setattr(crawl, "DISTINCT", 20)
-    ours, start_up = ingest.run([case], ingest.Scale(pictures=200, rows=28, rounds=1), tmp_path)
+    ours, start_up = ingest.run([case], ingest.Scale(pictures=200, rows=28, rounds=1, work=tmp_path))
     assert (ours.case, ours.unit, start_up.case, start_up.unit) == (case, "pictures/CPU-s", f"{case} start-up", "CPU-s")
     assert min(ours.ours, ours.peer, start_up.ours, start_up.peer) > 0
     assert "same samples and sizes" in ours.note  # it raises otherwise
@@ -40,4 +40,4 @@ def test_the_command_writes_the_rows_it_measured(tmp_path: Path) -> None:
 
 def test_a_case_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--cases htp: no such case; there are http, https, https-one-authority, pairs-14m"):
-        ingest.run(["http", "htp"], ingest.Scale(10, 28, 1), tmp_path)
+        ingest.run(["http", "htp"], ingest.Scale(10, 28, 1, tmp_path))
