@@ -279,10 +279,15 @@ def bad_place(kind: str, laion: Path, tmp_path: Path) -> str:
 )
 def test_a_bad_place_is_refused_in_one_line_and_nothing_is_touched(kind: str, found: str, laion: Path, tmp_path: Path) -> None:
     out = bad_place(kind, laion, tmp_path)
-    before = {path: path.stat().st_mtime_ns for root in (laion.parent, tmp_path) for path in root.rglob("*")}
+    before = as_it_lies(laion, tmp_path)
     with pytest.raises(DataError, match=rf"^[^\n]*{found}[^\n]*$"):
         made(out, laion, shuffle=3)
-    assert {path: path.stat().st_mtime_ns for root in (laion.parent, tmp_path) for path in root.rglob("*")} == before
+    assert as_it_lies(laion, tmp_path) == before
+
+
+def as_it_lies(*folders: Path) -> dict[Path, int]:
+    """When each of them, what is in it and the folder around it changed last; other tests' folders lie around it too, and are not looked into."""
+    return {path: path.lstat().st_mtime_ns for folder in folders for path in (folder.parent, folder, *folder.rglob("*"))}
 
 
 def test_bad_inputs_are_refused_in_one_line_before_anything_is_written(laion: Path, tmp_path: Path) -> None:
