@@ -12,13 +12,12 @@ from pipeline.core.errors import DataError, StorageUnreachable
 from pipeline.core.storage import Listed
 from shards import index, layout
 from shards.manifest import Manifest, ShardEntry, newest_number, publish, read_manifest
+from shards.remote.transport import DEADLINES
 from shards.workers import Progress, no_progress, resumable, spread
 
 log = logging.getLogger(__name__)
 
 UNREADABLE = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-PATIENCE_S = 300.0
-
 _PIECE_BYTES = 16 * 2**20
 
 
@@ -156,7 +155,7 @@ def _unchanged(root: str, tars: dict[str, Listed]) -> dict[str, Indexed]:
 def _index(job: _Job) -> Indexed | str:
     """Index one tar; the index first, then what was found. Of a damaged tar, what is wrong in one line."""
     try:
-        return storage.patiently(lambda: _indexed(job), PATIENCE_S)
+        return storage.patiently(lambda: _indexed(job), DEADLINES.patience_s)
     except StorageUnreachable:
         raise
     except DataError as error:

@@ -13,12 +13,12 @@ from typing import Self, TypeVar
 
 from pipeline.core import storage
 from pipeline.core.errors import DataError
+from shards.remote.transport import DEADLINES
 
 T = TypeVar("T")
 
 PIECE_BYTES = 8 * 2**20  # below that the cost per request shows
 HELD_PIECES = 4  # a sample's own bytes are looked at after the header that follows it; what lies further back is read again
-PATIENCE_S = 120.0
 
 
 class LocalSlices:
@@ -121,6 +121,6 @@ class TarStream:
 def _patiently(path: str, operation: Callable[[], T]) -> T:
     """Once more where a remote storage may answer better in a minute; a local disk's error is the user's to see."""
     try:
-        return storage.patiently(operation, PATIENCE_S)
+        return storage.patiently(operation, DEADLINES.patience_s)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); check the disk") from error

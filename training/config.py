@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.core.config import Section
 from pipeline.core.errors import ConfigError
 from shards.order.blend import parse_blend
+from shards.remote.ranges import CACHE_BYTES
 from training.model_config import ModelConfig
 
 
@@ -48,7 +49,7 @@ class TrainingConfig(Section):
         default=None, ge=1, description="shards of a lane that are shuffled together; null is 64 over all lanes, 4 a lane at least"
     )
     cache_gib: float = Field(
-        default=40,
+        default=CACHE_BYTES / 2**30,
         gt=0,
         description="GiB of local disk, per node, for what remote shards hold in use: by default 64 shards of half a GiB, and room to fetch ahead",
     )

@@ -144,22 +144,25 @@ def build_loader(
     on_cpu = config.augment_on == "cpu"
     transform = PretrainTransform(config.model.image_size, config.crop_scale, config.flip, config.randaugment and on_cpu, config.sharpness, config.transform)
     device_augment = transform if config.randaugment and not on_cpu else None
-    loader: ShardLoader[Batch] = ShardLoader(
-        dataset,
-        transform=transform,
-        collate=Collate(tokenizer, config.max_tokens, config.mlm_probability, config.group_size, device_augment),
-        global_batch_size=config.global_batch_size,
-        micro_batch_size=micro_batch_size,
-        accumulation_steps=accumulation_steps,
-        rank=world.rank,
-        world_size=world.world_size,
-        ranks_per_node=world.local_size,
-        seed=config.seed,
-        epoch_over=config.epoch_over,
-        num_workers=config.num_workers,
-        lanes=config.lanes,
-        block_shards=config.block_shards,
-    )
+    try:
+        loader: ShardLoader[Batch] = ShardLoader(
+            dataset,
+            transform=transform,
+            collate=Collate(tokenizer, config.max_tokens, config.mlm_probability, config.group_size, device_augment),
+            global_batch_size=config.global_batch_size,
+            micro_batch_size=micro_batch_size,
+            accumulation_steps=accumulation_steps,
+            rank=world.rank,
+            world_size=world.world_size,
+            ranks_per_node=world.local_size,
+            seed=config.seed,
+            epoch_over=config.epoch_over,
+            num_workers=config.num_workers,
+            lanes=config.lanes,
+            block_shards=config.block_shards,
+        )
+    except ConfigError as error:  # it begins with the setting that does not fit
+        raise ConfigError(f"training.{error}") from error
     if loader.steps_per_epoch == 0:
         raise ConfigError(
             f"training.global_batch_size {config.global_batch_size} is more than the {loader.items_per_epoch} items of {dataset.folder}; take a smaller one"

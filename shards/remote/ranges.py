@@ -21,7 +21,7 @@ from shards.remote.transport import DEADLINES, Counters, Deadlines, Transport
 log = logging.getLogger(__name__)
 
 PIECE_BYTES = 8 * 2**20  # half the size costs more per byte, twice the size doubles the wait for a first batch: docs/streaming.md has both
-CACHE_BYTES = 32 * 2**30  # the 64 shards an order has in use at once, of half a gigabyte each
+CACHE_BYTES = 40 * 2**30  # 64 shards of half a GiB, and room to fetch ahead
 REQUESTS_IN_FLIGHT = 8  # of one reader's prefetching; the threads that read have one each besides
 QUEUED_PIECES = 1024  # 8 GiB announced ahead; what is announced beyond is fetched when it is read
 OPEN_FILES = 128

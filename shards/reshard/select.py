@@ -14,11 +14,12 @@ import numpy as np
 from pipeline.core import storage
 from pipeline.core.errors import DataError
 from shards import index, layout, provenance, random_stream, rewrite, tar
+from shards.remote.transport import DEADLINES
 from shards.reshard.conditions import Condition, SampleFacts
 from shards.reshard.request import ROW, Portion, Request, Rows, Work, request_of
 
 DAMAGED = "damaged"
-PATIENCE_S = 300.0  # a portion or a shard is begun again when the storage did not answer, unless it took longer than this
+PATIENCE_S = DEADLINES.patience_s  # a portion or a shard is begun again when the storage did not answer, unless it took longer than this
 
 
 @dataclass(frozen=True)

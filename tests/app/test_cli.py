@@ -158,3 +158,9 @@ def test_purge_names_what_it_took_and_says_when_there_is_nothing(tmp_path: Path)
     (tmp_path / "list.txt").write_text("what\n")
     assert_one_line(albef("ingest", "purge", str(tmp_path / "set"), str(tmp_path / "list.txt")), "list.txt line 1", "'what'")
     assert_one_line(albef("ingest", "phash", str(tmp_path / "out.parquet"), str(tmp_path / "absent")), "absent: no picture that can be read")
+
+
+def test_a_setting_of_reading_that_does_not_fit_is_named_by_its_full_key(tmp_path: Path) -> None:
+    tiny_run.write_dataset(tmp_path / "data")
+    config = tiny_run.configuration(tmp_path, tmp_path / "data", lanes=5)
+    assert_one_line(albef("train", str(config)), "training.lanes 5 do not divide the global_batch_size", "take one of 1, 2, 4")

@@ -157,7 +157,9 @@ def other_fleets(fleet: Fleet) -> list[OtherFleet]:
         OtherFleet("64 lanes on 48 nodes", odd, 6, "a node's ranks begin and end within lanes, which two nodes then read"),
         OtherFleet("88 shards a lane", few, 2, "16 lanes on 16 nodes"),
         OtherFleet("cache of what is needed", replace(fleet, cache_bytes=needed), 2, "no room to fetch ahead"),
-        OtherFleet("cache of 32 GiB", replace(fleet, cache_bytes=CACHE_BYTES), 2, "the default; some pieces are still there from the epoch before"),
+        OtherFleet(
+            f"cache of {CACHE_BYTES // 2**30} GiB", replace(fleet, cache_bytes=CACHE_BYTES), 2, "the default; some pieces are still there from the epoch before"
+        ),
         OtherFleet("half of what is needed", replace(fleet, cache_bytes=needed // 2), 1, "too small a cache"),
     ]
 
