@@ -1,13 +1,8 @@
 """Fixtures for every room: an S3 server of our own on loopback."""
 
-import os
-import subprocess
-import sys
-import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,25 +10,10 @@ import pytest
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Endpoint URL of a moto server in a process of its own, reached over TCP."""
-    log = tmp_path_factory.mktemp("s3") / "moto.log"
-    environment = {**os.environ, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stdout=output, stderr=output, env=environment)
-    try:
-        yield _endpoint(process, log)
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
+    from pipeline.app.bench import moto
 
-
-def _endpoint(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        for word in log.read_text(encoding="utf-8", errors="replace").split():
-            if word.startswith("http://127.0.0.1:"):
-                return word.rstrip("/")
-        time.sleep(0.1)
-    raise RuntimeError(f"the S3 server did not start; see {log}")
+    with moto.s3_server(tmp_path_factory.mktemp("s3") / "moto.log") as endpoint:
+        yield endpoint
 
 
 @pytest.fixture

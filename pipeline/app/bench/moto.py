@@ -1,4 +1,4 @@
-"""An S3 server for the benchmarks: moto in a process of its own, whose CPU seconds are nobody's."""
+"""An S3 server for benchmarks and tests: moto in a process of its own, whose CPU seconds are nobody's."""
 
 import os
 import subprocess
@@ -29,26 +29,36 @@ def s3_bucket(work: Path, name: str = "bench") -> Iterator[tuple[str, str]]:
     if find_spec("moto") is None:
         raise ConfigError("the cases s3-* need moto: install the extra dev, or leave them out with --cases")
     work.mkdir(parents=True, exist_ok=True)
-    log = work / "moto.log"
+    before = {key: os.environ.get(key) for key in (*KEYS, "AWS_ENDPOINT_URL")}
+    with s3_server(work / "moto.log") as endpoint:
+        try:
+            os.environ.update(KEYS, AWS_ENDPOINT_URL=endpoint)
+            s3fs.S3FileSystem.clear_instance_cache()  # an earlier client may know another endpoint
+            public = {"x-amz-acl": "public-read"}  # so that http clients without keys may read
+            urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{name}", method="PUT", headers=public), timeout=10).close()
+            yield f"s3://{name}", f"{endpoint}/{name}"
+        finally:
+            s3fs.S3FileSystem.clear_instance_cache()
+            for key, value in before.items():
+                if value is None:
+                    os.environ.pop(key, None)
+                else:
+                    os.environ[key] = value
+
+
+@contextmanager
+def s3_server(log: Path) -> Iterator[str]:
+    """The endpoint URL of a server that ends with the block.
+
+    Raises AlbefError when it does not start.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stdout=output, stderr=output, env={**os.environ, **KEYS}
         )
-    before = {key: os.environ.get(key) for key in (*KEYS, "AWS_ENDPOINT_URL")}
     try:
-        endpoint = _endpoint(process, log)
-        os.environ.update(KEYS, AWS_ENDPOINT_URL=endpoint)
-        s3fs.S3FileSystem.clear_instance_cache()  # an earlier client may know another endpoint
-        public = {"x-amz-acl": "public-read"}  # so that http clients without keys may read
-        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{name}", method="PUT", headers=public), timeout=10).close()
-        yield f"s3://{name}", f"{endpoint}/{name}"
+        yield _endpoint(process, log)
     finally:
-        s3fs.S3FileSystem.clear_instance_cache()
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
         process.terminate()
         process.wait(timeout=10)
 
