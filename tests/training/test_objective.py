@@ -57,7 +57,7 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
     return Batch(**cut)
 
 
-def pretrainer(student: Albef, group_size: int, **options: dict[str, int]) -> Pretrainer:
+def pretrainer(student: Albef, group_size: int, **options: dict[str, object]) -> Pretrainer:
     return Pretrainer(student, {name: loss(**options.get(name, {})) for name, loss in LOSSES.items()}, group_size)
 
 
@@ -191,6 +191,17 @@ def test_hard_negatives_are_drawn_with_the_probabilities_of_the_softmax() -> Non
     torch.testing.assert_close(found, torch.cat([torch.zeros(1), logits[1:].softmax(0)]), atol=0.015, rtol=0)
 
 
+def test_without_soft_targets_a_loss_is_its_own_at_alpha_0() -> None:
+    student, teacher = models()
+    batch, queue = make_batch(6, 6), FeatureQueue(10, TINY.embed_dim)
+    hard = pretrainer(student, 6)(batch, teacher, queue, 0.0).losses
+    for name in ("itc", "mlm"):
+        other = "mlm" if name == "itc" else "itc"
+        losses = pretrainer(student, 6, **{name: {"soft_targets": False}})(batch, teacher, queue, 0.4).losses
+        assert losses[name].item() == pytest.approx(hard[name].item(), rel=1e-6)
+        assert losses[other].item() != pytest.approx(hard[other].item(), rel=1e-5)
+
+
 def test_negatives_are_uniform_before_hard_from_step_and_stay_in_their_group() -> None:
     (student, teacher), batch, queue = models(), make_batch(8, 4), FeatureQueue(0, TINY.embed_dim)
     logits = {}
@@ -205,6 +216,8 @@ def test_negatives_are_uniform_before_hard_from_step_and_stay_in_their_group() -
     assert always_hard(batch, teacher, queue, 0.0, negatives=given).losses["itm"].item() == pytest.approx(logits[9])
     assert always_hard(batch, teacher, queue, 0.0).losses["itm"].item() == pytest.approx(logits[10])
     assert logits[9] != logits[10]
+    never_hard = Pretrainer(student, {"itm": ImageTextMatching(hard_from_step=None)}, 4)
+    assert never_hard(batch, teacher, queue, 0.0, step=10**9).losses["itm"].item() == pytest.approx(logits[9])
 
 
 def test_the_temperature_gets_its_gradient_and_is_clamped_as_a_function() -> None:

@@ -12,9 +12,13 @@ from training.step import FusionRows, Step
 
 @dataclass(frozen=True)
 class ImageTextContrastive:
-    """Cross-entropy in both directions against the pair itself, softened by the teacher's similarities with weight alpha."""
+    """Cross-entropy in both directions against the pair itself, softened by the teacher's similarities with weight alpha.
+
+    Without `soft_targets` alpha is 0 here: the rows of the paper's Table 1 before "MoD" (momentum distillation).
+    """
 
     weight: float = 1.0
+    soft_targets: bool = True
     min_group_size: ClassVar[int] = 1
 
     def fusion_rows(self, step: Step) -> FusionRows | None:  # noqa: ARG002 - compares features, needs no fused states
@@ -24,8 +28,9 @@ class ImageTextContrastive:
         own = step.rows % step.group_size  # column of the pair itself: keys are the group's, then the queue's
         step.metrics["itc/accuracy_i2t"] = _accuracy(step.sim_i2t, own)
         step.metrics["itc/accuracy_t2i"] = _accuracy(step.sim_t2i, own)
-        i2t = _soft_cross_entropy(step.sim_i2t, step.teacher_sim_i2t, own, step.alpha)
-        t2i = _soft_cross_entropy(step.sim_t2i, step.teacher_sim_t2i, own, step.alpha)
+        alpha = step.alpha if self.soft_targets else 0.0
+        i2t = _soft_cross_entropy(step.sim_i2t, step.teacher_sim_i2t, own, alpha)
+        t2i = _soft_cross_entropy(step.sim_t2i, step.teacher_sim_t2i, own, alpha)
         return (i2t + t2i) / 2
 
 

@@ -16,11 +16,11 @@ class ImageTextMatching:
     """Each pair against the same text beside a wrong picture and the same picture beside a wrong text.
 
     Wrong partners come from the pair's own group, the more similar (by ITC) the likelier; before optimizer step
-    `hard_from_step` they are drawn uniformly.
+    `hard_from_step` they are drawn uniformly; null means always.
     """
 
     weight: float = 1.0
-    hard_from_step: int = 0
+    hard_from_step: int | None = 0
     min_group_size: ClassVar[int] = 2
 
     def fusion_rows(self, step: Step) -> FusionRows:
@@ -39,12 +39,15 @@ class ImageTextMatching:
         return F.cross_entropy(logits, labels)
 
     def _drawn_negatives(self, step: Step) -> Negatives:
-        hard = step.step >= self.hard_from_step
         first_of_group = step.rows - step.rows % step.group_size
-        sim_t2i, sim_i2t = ((sim if hard else torch.zeros_like(sim)) for sim in (step.sim_t2i.detach(), step.sim_i2t.detach()))
+        uniform = torch.zeros_like(step.batch.gumbel_i2t)
+        if self.hard_from_step is None or step.step < self.hard_from_step:
+            sim_t2i = sim_i2t = uniform
+        else:
+            sim_t2i, sim_i2t = (sim.detach()[:, : step.group_size] for sim in (step.sim_t2i, step.sim_i2t))
         return Negatives(
-            image_for_text=first_of_group + draw_negatives(sim_t2i[:, : step.group_size], step.batch.gumbel_t2i),
-            text_for_image=first_of_group + draw_negatives(sim_i2t[:, : step.group_size], step.batch.gumbel_i2t),
+            image_for_text=first_of_group + draw_negatives(sim_t2i, step.batch.gumbel_t2i),
+            text_for_image=first_of_group + draw_negatives(sim_i2t, step.batch.gumbel_i2t),
         )
 
 

@@ -13,9 +13,13 @@ from training.step import FusionRows, Step
 
 @dataclass(frozen=True)
 class MaskedLanguageModeling:
-    """Cross-entropy against the hidden words, softened by the teacher's predictions with weight alpha."""
+    """Cross-entropy against the hidden words, softened by the teacher's predictions with weight alpha.
+
+    Without `soft_targets` alpha is 0 here: the rows of the paper's Table 1 before "MoD" (momentum distillation).
+    """
 
     weight: float = 1.0
+    soft_targets: bool = True
     min_group_size: ClassVar[int] = 1
 
     def fusion_rows(self, step: Step) -> FusionRows:
@@ -27,10 +31,11 @@ class MaskedLanguageModeling:
         assert step.batch.mlm_positions is not None
         logits = step.student.mlm_head(step.selected(fused)).float()
         labels = step.batch.mlm_labels.flatten().index_select(0, step.batch.mlm_positions)
-        token_loss = (1 - step.alpha) * F.cross_entropy(logits, labels, reduction="none")
-        if step.alpha > 0:
+        alpha = step.alpha if self.soft_targets else 0.0
+        token_loss = (1 - alpha) * F.cross_entropy(logits, labels, reduction="none")
+        if alpha > 0:
             teacher = step.teacher_mlm_logits.float().softmax(dim=1)
-            token_loss = token_loss - step.alpha * (teacher * logits.log_softmax(dim=1)).sum(dim=1)
+            token_loss = token_loss - alpha * (teacher * logits.log_softmax(dim=1)).sum(dim=1)
         group = step.batch.mlm_positions // (step.batch.mlm_labels.shape[1] * step.group_size)
         return mean_over_groups(token_loss, group, step.num_groups)
 
