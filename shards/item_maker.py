@@ -88,16 +88,18 @@ class ItemMaker:
     def _made(self, key: int, sample: int, caption: int, draws: Draws, out: Picture) -> Item:
         if entry := self.quarantine.of(sample):
             raise DamagedSample(entry["reason"], entry["key"], sample - entry["sample"], entry["samples"])
-        read, image = self._decoded(sample, draws, out)
+        read, pixels = self._decoded(sample, draws)
+        with self.stage_times.busy("transform"):
+            image = self.transform.finish(pixels, draws, out)
         return Item(key, read.key, sample, caption, image, pre_caption(read.captions[caption], self.max_words))
 
-    def _decoded(self, sample: int, draws: Draws, out: Picture, fresh: bool = False) -> tuple[Sample, Picture]:
+    def _decoded(self, sample: int, draws: Draws, fresh: bool = False) -> tuple[Sample, Picture]:
         with self.stage_times.busy("read"):
             read = self.dataset.read(sample, fresh)
         try:
             with self.stage_times.busy("decode"):
-                return read, self.transform(read.image, draws, out)
+                return read, self.transform.decode(read.image, draws)
         except DataError as error:
             if not fresh:  # the checksum was right, but memory may fail between check and decoding
-                return self._decoded(sample, draws, out, fresh=True)
+                return self._decoded(sample, draws, fresh=True)
             raise DamagedSample(f"{self.dataset.name_of(sample)} ({read.key}): {error}", read.key) from error

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
-Stage = Literal["read", "decode", "collate"]
+Stage = Literal["read", "decode", "transform", "collate"]
 STAGES: dict[Stage, str] = {
     "read": "reading (storage, node cache, checksum)",
-    "decode": "decoding and transforming pictures",
+    "decode": "decoding pictures",
+    "transform": "transforming pictures (resize, flip, RandAugment)",
     "collate": "collating (captions to tokens, batch)",
 }
 

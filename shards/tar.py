@@ -30,9 +30,9 @@ DUPLICATE_KEY, NOT_A_FILE, SPARSE, TOO_LARGE = "duplicate_key", "not_a_file", "s
 
 # Bytes of what is looked into, by its suffix; nothing else ever is, and above all nothing is unpickled.
 _MAX_BYTES = {**dict.fromkeys(IMAGE_SUFFIXES, MAX_IMAGE_BYTES), "txt": MAX_TEXT_BYTES, "json": MAX_TEXT_BYTES}
-_FIELDS = struct.Struct("100s24x12s12x8sc188xB166x")  # name, size, checksum, kind, first byte of the prefix
+_FIELDS = struct.Struct("100s24x11sc12x8sc188xB166x")  # name, size, the size's last byte, checksum, kind, first byte of the prefix
 _MAGIC, _PREFIX = slice(257, 263), slice(345, 500)
-_BASE_256, _BLANK = 0x80, ord(" ")
+_BASE_256, _BLANK, _NUL = 0x80, ord(" "), b"\0"
 _UTF8 = ("utf-8", "surrogateescape")
 _ZERO_BLOCK = bytes(BLOCK)
 _PADDING = BLOCK - 1
@@ -171,6 +171,8 @@ def safe_key(key: str) -> str:
 
     What is not so is written as %XX of its UTF-8 bytes; of a key that is too long the end gives way to 16 hex digits of its sha256.
     """
+    if key.isalnum() and len(key) <= MAX_KEY_CHARACTERS:  # nearly all; then it is printable, too
+        return key
     if key.isprintable() and ".." not in key and "\\" not in key and key[:1] != "/" and len(key) <= MAX_KEY_CHARACTERS:
         return key
     printable = "".join(letter if letter.isprintable() and letter != "\\" else quote(letter.encode(*_UTF8), safe="") for letter in key)
@@ -196,8 +198,11 @@ def _every_member(data: Readable, where: str, whole: bool) -> Iterator[Member]:
         if at + BLOCK > len(window):
             window, window_start, at = bytes(data[position : position + _WINDOW]), position, 0
         header = window[at : at + BLOCK]
-        raw_name, raw_size, checksum, kind, prefixed = _FIELDS.unpack(header)
-        size = _size(raw_size)
+        raw_name, digits, last, checksum, kind, prefixed = _FIELDS.unpack(header)
+        try:
+            size = int(digits, 8) if last == _NUL else _size(digits + last)
+        except ValueError:
+            size = _size(digits + last)
         if zlib.adler32(header) & 0xFFFF != _low_adler(checksum) or size < 0:
             if header == _ZERO_BLOCK:
                 _refuse_more(data, position, where)
@@ -215,7 +220,8 @@ def _every_member(data: Readable, where: str, whole: bool) -> Iterator[Member]:
             break
         position = body + (size + _PADDING & -BLOCK)
         if plain and extension is _NOTHING_SAID:  # nearly all members
-            yield _new(Member, (_name(raw_name, prefixed, header), start, body, size, None))
+            name = _name(raw_name, header) if prefixed else raw_name.partition(b"\0")[0].decode(*_UTF8)
+            yield _new(Member, (name, start, body, size, None))
         elif kind in _EXTENSIONS:
             extension = _extended(extension, bytes(data[body : body + min(size, MAX_EXTENSION_BYTES + 1)]), kind, f"{where}: extension header at byte {body}")
             if kind == _PAX_FOR_ALL and extension is _NOTHING_SAID:
@@ -223,7 +229,7 @@ def _every_member(data: Readable, where: str, whole: bool) -> Iterator[Member]:
             continue
         elif kind not in _FOLDERS:
             refused = extension.refused or (None if plain else SPARSE if kind == _GNU_SPARSE else NOT_A_FILE)
-            yield _new(Member, (extension.name or _name(raw_name, prefixed, header), start, body, size, refused))
+            yield _new(Member, (extension.name or _name(raw_name, header), start, body, size, refused))
         extension, start = _NOTHING_SAID, position
     if whole or position != total:
         raise DataError(f"{where}: the tar is cut off at byte {total}; copy or download it again")
@@ -252,15 +258,12 @@ def _size(field: bytes) -> int:
         return -1 if field.strip(b"\0 ") else 0
 
 
-def _name(raw_name: bytes, prefixed: int, header: bytes) -> str:
+def _name(raw_name: bytes, header: bytes) -> str:
     """The name, behind what POSIX keeps of it in another field, where GNU tar keeps times."""
     name = raw_name.partition(b"\0")[0]
-    if prefixed and header[_MAGIC] == b"ustar\0":
+    if header[_PREFIX][0] and header[_MAGIC] == b"ustar\0":
         name = header[_PREFIX].partition(b"\0")[0] + b"/" + name
-    try:
-        return name.decode()
-    except UnicodeDecodeError:
-        return name.decode(*_UTF8)
+    return name.decode(*_UTF8)
 
 
 def _extended(before: "_Extension", text: bytes, kind: bytes, where: str) -> "_Extension":

@@ -13,6 +13,7 @@ from shards.stage_times import STAGES, Stage, StageSnapshot, StageTimes
 HINTS: dict[Stage, str] = {
     "read": "more training.num_workers hide a slow answer, and a node cache that holds the shards in use saves fetching them again",
     "decode": "more training.num_workers help while the node has idle cores; else keep smaller pictures in the shards",
+    "transform": "more training.num_workers help while the node has idle cores; else training.augment_on=device takes RandAugment off them",
     "collate": "more training.num_workers help while the node has idle cores",
 }
 
@@ -27,13 +28,14 @@ class WaitFigures:
     wait_share: float
     busy_read: float
     busy_decode: float
+    busy_transform: float
     busy_collate: float
     queued: float
     ready: float
 
     @property
     def busy(self) -> dict[Stage, float]:
-        return {"read": self.busy_read, "decode": self.busy_decode, "collate": self.busy_collate}
+        return {"read": self.busy_read, "decode": self.busy_decode, "transform": self.busy_transform, "collate": self.busy_collate}
 
 
 class DataWait:
@@ -74,6 +76,7 @@ class DataWait:
             wait_share=sum(waits) / seconds,
             busy_read=stages.busy_s["read"] / seconds,
             busy_decode=stages.busy_s["decode"] / seconds,
+            busy_transform=stages.busy_s["transform"] / seconds,
             busy_collate=stages.busy_s["collate"] / seconds,
             queued=stages.mean_queued,
             ready=stages.mean_ready,

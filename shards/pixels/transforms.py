@@ -21,6 +21,7 @@ Draws = npt.NDArray[np.float64]
 Box = tuple[int, int, int, int]  # top, left, height, width
 Mode = Literal["fast", "parity"]
 
+NO_DRAWS: Draws = np.empty(0)
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, which ALBEF takes
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -31,7 +32,10 @@ _REDUCTIONS = (8, 4, 2)  # libjpeg decodes to these fractions of the size quickl
 
 
 class Transform(Protocol):
-    """An encoded picture and `num_draws` uniforms of (0, 1), which hold all randomness, to `uint8 [resolution, resolution, 3]`."""
+    """An encoded picture and `num_draws` uniforms of (0, 1), which hold all randomness, to `uint8 [resolution, resolution, 3]`.
+
+    In two steps, so that what each takes can be told apart: `decode`, and `finish` with the same draws.
+    """
 
     @property
     def resolution(self) -> int: ...
@@ -39,11 +43,15 @@ class Transform(Protocol):
     @property
     def num_draws(self) -> int: ...
 
-    def __call__(self, data: bytes, draws: Draws, out: Picture | None = None) -> Picture:
-        """Written to `out` where given.
+    def decode(self, data: bytes, draws: Draws) -> Picture:
+        """The pixels it needs, uint8 [height, width, 3].
 
         Raises DataError: a damaged picture.
         """
+        ...
+
+    def finish(self, pixels: Picture, draws: Draws, out: Picture | None = None) -> Picture:
+        """Written to `out` where given."""
         ...
 
 
@@ -74,15 +82,19 @@ class PretrainTransform:
         return _CROP_DRAWS + 1 + self.settings.num_draws
 
     def __call__(self, data: bytes, draws: Draws, out: Picture | None = None) -> Picture:
-        """`num_draws` uniforms of (0, 1) -> `uint8 [resolution, resolution, 3]`.
+        """Both steps. Raises what `decode` raises."""
+        return self.finish(self.decode(data, draws), draws, out)
 
-        Raises DataError: a damaged picture.
-        """
+    def decode(self, data: bytes, draws: Draws) -> Picture:
+        """The random crop, which in "fast" may be a half, a quarter or an eighth of its size."""
         source = open_picture(data)
         box = crop_box(source.height, source.width, self.scale, draws[:_CROP_DRAWS])
         reduce = _reduction(box, self.resolution) if self.mode == "fast" else 1
-        crop = source.crop(*_on_grid(box, reduce, source.height, source.width), reduce)
-        picture = resized(crop, self.resolution, mirrored=self.flip and bool(draws[_CROP_DRAWS] < 0.5), out=out)
+        return source.crop(*_on_grid(box, reduce, source.height, source.width), reduce)
+
+    def finish(self, pixels: Picture, draws: Draws, out: Picture | None = None) -> Picture:
+        """The crop resized, flipped and augmented."""
+        picture = resized(pixels, self.resolution, mirrored=self.flip and bool(draws[_CROP_DRAWS] < 0.5), out=out)
         if self.randaugment:
             augmented = self.settings.apply(picture, self.operations(draws))
             if augmented is not picture:
@@ -101,9 +113,18 @@ class EvalTransform:
     resolution: int
     num_draws: int = field(default=0, init=False)
 
-    def __call__(self, data: bytes, draws: Draws | None = None, out: Picture | None = None) -> Picture:  # noqa: ARG002  # a Transform
+    def __call__(self, data: bytes, draws: Draws = NO_DRAWS, out: Picture | None = None) -> Picture:
+        """Both steps. Raises what `decode` raises."""
+        return self.finish(self.decode(data, draws), draws, out)
+
+    def decode(self, data: bytes, draws: Draws = NO_DRAWS) -> Picture:  # noqa: ARG002  # a Transform
+        """The whole picture."""
         source = open_picture(data)
-        return resized(source.crop(0, 0, source.height, source.width), self.resolution, out=out)
+        return source.crop(0, 0, source.height, source.width)
+
+    def finish(self, pixels: Picture, draws: Draws = NO_DRAWS, out: Picture | None = None) -> Picture:  # noqa: ARG002  # a Transform
+        """Resized to the square."""
+        return resized(pixels, self.resolution, out=out)
 
 
 def resized(image: Picture, resolution: int, mirrored: bool = False, out: Picture | None = None) -> Picture:

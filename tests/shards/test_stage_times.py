@@ -73,7 +73,7 @@ def test_the_difference_of_two_snapshots_is_what_happened_between_them() -> None
     times.add("read", 2.0)
     times.add("collate", 6.0)
     between = times.snapshot() - before
-    assert between.busy_s == {"read": 2.0, "decode": 0.0, "collate": 6.0}
+    assert between.busy_s == {"read": 2.0, "decode": 0.0, "transform": 0.0, "collate": 6.0}
     assert (before - before).busy_s == dict.fromkeys(STAGES, 0.0)
 
 
@@ -90,17 +90,27 @@ def test_queues_count_what_no_worker_has_taken_up_and_what_the_trainer_has_not()
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_slow_stage_is_the_one_that_is_named(make_dataset: Callable[..., Dataset], num_workers: int) -> None:
-    class Slow(PretrainTransform):
-        def __call__(self, *arguments: Any, **options: Any) -> Any:
+    class SlowDecode(PretrainTransform):
+        def decode(self, *arguments: Any) -> Any:
             time.sleep(NAP_S)
-            return super().__call__(*arguments, **options)
+            return super().decode(*arguments)
+
+    class SlowTransform(PretrainTransform):
+        def finish(self, *arguments: Any) -> Any:
+            time.sleep(NAP_S)
+            return super().finish(*arguments)
 
     def slow_collate(items: list[Item]) -> int:
         time.sleep(4 * NAP_S)
         return len(items)
 
     dataset = make_dataset([40])
-    for stage, transform, collate in (("decode", Slow(16), len), ("collate", PretrainTransform(16), slow_collate)):
+    slow: list[tuple[Stage, PretrainTransform, Any]] = [
+        ("decode", SlowDecode(16), len),
+        ("transform", SlowTransform(16), len),
+        ("collate", PretrainTransform(16), slow_collate),
+    ]
+    for stage, transform, collate in slow:
         made = loader(dataset, num_workers, transform, collate)
         after_steps(made)
         seen = made.stage_times.snapshot()
@@ -110,9 +120,9 @@ def test_a_slow_stage_is_the_one_that_is_named(make_dataset: Callable[..., Datas
 
 def test_batches_are_ready_for_a_slow_trainer_and_none_for_a_fast_one(make_dataset: Callable[..., Dataset]) -> None:
     class Slow(PretrainTransform):
-        def __call__(self, *arguments: Any, **options: Any) -> Any:
+        def decode(self, *arguments: Any) -> Any:
             time.sleep(NAP_S)
-            return super().__call__(*arguments, **options)
+            return super().decode(*arguments)
 
     dataset = make_dataset([40])
     relaxed, hurried = loader(dataset, 2, PretrainTransform(16)), loader(dataset, 2, Slow(16))

@@ -32,7 +32,7 @@ def test_the_start_is_not_counted_and_old_steps_leave_the_window() -> None:
     assert figures.steps == 3
     assert (figures.wait_p50_s, figures.wait_share) == pytest.approx((0.2, 0.2))
     assert figures.wait_p99_s == pytest.approx(np.percentile([0.1, 0.2, 0.3], 99))
-    assert (figures.busy_read, figures.busy_decode, figures.busy_collate) == pytest.approx((2.0, 0.25, 0.0))
+    assert (figures.busy_read, figures.busy_decode, figures.busy_transform, figures.busy_collate) == pytest.approx((2.0, 0.25, 0.0, 0.0))
 
 
 def test_what_workers_do_while_a_checkpoint_is_written_is_not_counted() -> None:
@@ -75,7 +75,7 @@ def test_a_run_that_waits_for_its_decoder_says_so_once_a_window(tmp_path: Path) 
     warnings = [line for line in log.splitlines() if "waits for data" in line]
     assert len(warnings) == 1
     assert "step 5: rank 0 waits for data" in warnings[0]
-    assert "the slow stage is decoding and transforming pictures" in warnings[0]
+    assert "the slow stage is decoding pictures" in warnings[0]
     last = json.loads((tmp_path / "train" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["data/wait_share"] > 0.5
     assert last["data/wait_p50_s"] <= last["data/wait_p99_s"]

@@ -195,7 +195,7 @@ def stage_timing(scale: Scale) -> list[BenchRow]:
     for _ in range(scale.rounds):
         picture = _rate(partial(_our_batches, dataset, ours.augmenting(), scale.pictures))
         shares.append(100 * picture / _rate(timed))
-    return [alone("stage-timing", "% of a picture's CPU", shares, f"three timings a picture, beside augment-small; {photos}")]
+    return [alone("stage-timing", "% of a picture's CPU", shares, f"{len(STAGES)} timings a picture, beside augment-small; {photos}")]
 
 
 CASES: dict[str, Callable[[Scale], list[BenchRow]]] = {
