@@ -91,11 +91,11 @@ def test_the_cost_of_timing_is_a_small_share(work: Path, photos: PhotoShards) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["s3-walk", "s3-augment", "scaling"])
-def test_cases_with_servers_and_processes_give_rows(work: Path, photos: PhotoShards, case: str) -> None:
+@pytest.mark.parametrize(("case", "with_peer", "alone"), [("s3-walk", 1, 1), ("s3-augment", 1, 0), ("scaling", 0, 6)])
+def test_cases_with_servers_and_processes_give_rows(work: Path, photos: PhotoShards, case: str, with_peer: int, alone: int) -> None:
     rows = shards.run([case], shards.Scale(PICTURES, 1, work))
     assert all(row.ours > 0 for row in rows)
-    assert [row.peer is None for row in rows] == ([True] * 6 if case == "scaling" else [False])
+    assert [row.peer is None for row in rows] == [False] * with_peer + [True] * alone
 
 
 def test_the_first_batch_is_timed_at_three_places(work: Path, photos: PhotoShards, monkeypatch: pytest.MonkeyPatch) -> None:
