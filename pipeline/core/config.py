@@ -157,8 +157,12 @@ def _sentence(schema: type[Section], error: ErrorDetails) -> str:
         return f"{key}.type is missing; known: {', '.join(known)}"
     if error["type"] == "missing":
         return f"{key} is missing; give it a value"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return f"{key} is {repr(error['input'])[:INPUT_SHOWN]}: {message}" if location else message
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").removeprefix("Input ")
+    if not location:
+        return message
+    if error["type"] == "value_error" and isinstance(error["input"], dict):  # of a section whose keys do not go together, which the message names
+        return f"{key}: {message}"
+    return f"{key} is {repr(error['input'])[:INPUT_SHOWN]}: {message}"
 
 
 def _hint(found: str, known: list[str]) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.core import config
 from pipeline.core.errors import ConfigError
@@ -12,6 +12,13 @@ from pipeline.core.errors import ConfigError
 
 class Inner(config.Section):
     size: int = Field(3, ge=1, description="width in cells")
+    step: int = Field(1, description="divides the width")
+
+    @model_validator(mode="after")
+    def _step_fits(self) -> "Inner":
+        if self.size % self.step:
+            raise ValueError(f"size {self.size} is not a multiple of step {self.step}")
+        return self
 
 
 class Outer(config.Section):
@@ -40,7 +47,8 @@ def test_an_unknown_key_is_named_in_full_with_the_likely_one(tmp_path: Path) -> 
     ("text", "message"),
     [
         ("inner: {size: 4}", r"name is missing"),
-        ("name: box\ninner: {size: 0}", r"inner\.size is 0: .*greater than or equal to 1"),
+        ("name: box\ninner: {size: 0}", r"inner\.size is 0: should be greater than or equal to 1"),
+        ("name: box\ninner: {step: 2}", r"run\.yaml: inner: size 3 is not a multiple of step 2$"),
         ("name: [", r"not valid YAML"),
         ("just words", r"expected sections with keys"),
     ],
@@ -68,7 +76,11 @@ def test_the_dumped_configuration_loads_to_the_same_value(tmp_path: Path) -> Non
 
 
 def test_the_reference_lists_every_key_with_its_default() -> None:
-    assert list(config.reference(Outer)) == [("name", "(required)", "what it is called"), ("inner.size", "3", "width in cells")]
+    assert list(config.reference(Outer)) == [
+        ("name", "(required)", "what it is called"),
+        ("inner.size", "3", "width in cells"),
+        ("inner.step", "1", "divides the width"),
+    ]
 
 
 class Shape(config.Section):
@@ -117,6 +129,7 @@ def test_the_reference_gives_what_several_kinds_of_section_share_once() -> None:
         ("shapes[circle].radius", "(required)", "in cells"),
         ("shapes[box].type", "(required)", "square"),
         ("shapes[box].inner.size", "3", "width in cells"),
+        ("shapes[box].inner.step", "1", "divides the width"),
     ]
 
 
