@@ -11,6 +11,8 @@ from torch import Tensor
 
 from shards.pixels.transforms import MEAN, STD
 from training.device_augment import DrawnRandAugment
+from training.masking import IGNORED
+from training.packing import TextPacking, pack_texts
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class Batch:
     sample_keys: list[str]
     randaugment: DrawnRandAugment | None = None  # what the device is still to do to the pictures; drawn on the host, by item
     mlm_positions: Int[Tensor, " s"] | None = None  # selected positions in the flattened [B * L]; filled in on the host, where counting costs no device sync
+    packing: TextPacking = None  # type: ignore[assignment] # likewise
 
     def __post_init__(self) -> None:
-        if self.mlm_positions is None:
-            object.__setattr__(self, "mlm_positions", torch.nonzero(self.mlm_labels.flatten() != -100).flatten())
+        if self.mlm_positions is None or self.packing is None:
+            object.__setattr__(self, "mlm_positions", torch.nonzero(self.mlm_labels.flatten() != IGNORED).flatten())
+            object.__setattr__(self, "packing", pack_texts(self.attention_mask, self.mlm_labels))
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -41,7 +45,7 @@ class Batch:
         moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True) for field in dataclasses.fields(self) if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return dataclasses.replace(self, **moved)
+        return dataclasses.replace(self, **moved, packing=self.packing.to(device))
 
     def pixels(self, dtype: torch.dtype) -> Float[Tensor, "b 3 r r"]:
         """Normalised pictures, augmented where that was left to the device; done here so that bytes travel there, not floats."""
@@ -52,6 +56,7 @@ class Batch:
 
 def normalised(images: UInt8[Tensor, "b 3 r r"]) -> Float[Tensor, "b 3 r r"]:
     """float32, contiguous, by CLIP's mean and standard deviation."""
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
-    return (images.to(torch.float32, memory_format=torch.contiguous_format) / 255 - mean) / std  # a view of [B, R, R, 3] is put in order in the same pass
+    pixels = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # a view of [B, R, R, 3] is put in order in the same pass
+    for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):  # as numbers: tensors of them would be copied to the device, which waits
+        pixels[:, channel].sub_(mean).div_(std)
+    return pixels

@@ -162,7 +162,8 @@ class Trainer:
     def _push_features(self, outputs: Sequence[StepOutput]) -> None:
         """In the order of the global batch: micro-batch a of rank r is its slice a * world_size + r."""
         for output in outputs:
-            self.queue.push(self.world.gather(output.teacher_image_feat), self.world.gather(output.teacher_text_feat))
+            if output.teacher_image_feat is not None and output.teacher_text_feat is not None:
+                self.queue.push(self.world.gather(output.teacher_image_feat), self.world.gather(output.teacher_text_feat))
 
     def _mean_losses(self, outputs: Sequence[StepOutput]) -> dict[str, float]:
         """Losses (as loss/<name>) and the losses' own metrics, averaged over micro-batches and ranks."""

@@ -6,7 +6,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from training.model_config import ModelConfig
-from training.text import FusionEncoder, MaskedLanguageHead, TextEncoder, initialise_as_bert
+from training.packing import Grid
+from training.text import FusionEncoder, MaskedLanguageHead, OwnText, Pictures, TextEncoder, View, initialise_as_bert
 from training.vision import VisionTransformer
 
 
@@ -33,8 +34,9 @@ class Albef(nn.Module):
 
     def encode_text(self, input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"]) -> Float[Tensor, "b l h"]:
         """`text_embeds`: the states of all tokens before fusion; `attention_mask` is 1 on tokens and 0 on padding."""
-        embeds: Tensor = self.text_encoder(input_ids, attention_mask)
-        return embeds
+        tokens = Grid.of_all(input_ids.shape, input_ids.device)
+        positions = tokens.slot_of_token % input_ids.shape[1]
+        return tokens.pad(self.text_encoder(input_ids.flatten(), positions, View(OwnText.of(tokens, attention_mask))))
 
     def image_feat(self, image_embeds: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """Unit vectors that ITC compares with `text_feat`."""
@@ -53,5 +55,6 @@ class Albef(nn.Module):
         image_index: Int[Tensor, " r"] | None = None,
     ) -> Float[Tensor, "r l h"]:
         """Text states that have seen the picture; with `image_index`, text row i looks at picture `image_index[i]`."""
-        fused: Tensor = self.fusion_encoder(text_embeds, attention_mask, image_embeds, image_index)
-        return fused
+        tokens = Grid.of_all(attention_mask.shape, attention_mask.device)
+        pictures = Pictures(own=tokens) if image_index is None else Pictures(own=None, drawn=tokens, drawn_image=image_index)
+        return tokens.pad(self.fusion_encoder(tokens.unpad(text_embeds), image_embeds, View(OwnText.of(tokens, attention_mask), pictures)))

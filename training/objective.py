@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from training.batch import Batch
 from training.feature_queue import FeatureQueue
 from training.losses import Loss
 from training.model import Albef
-from training.step import FusionRows, Negatives, Step
+from training.step import Negatives, Read, Step
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class StepOutput:
 
     losses: dict[str, Tensor]  # by name, unweighted
     total: Tensor  # weighted sum
-    teacher_image_feat: Float[Tensor, "b e"]  # to be pushed into the queue once the step was applied
-    teacher_text_feat: Float[Tensor, "b e"]
+    teacher_image_feat: Float[Tensor, "b e"] | None  # to be pushed into the queue once the step was applied; None where no loss reads the queue
+    teacher_text_feat: Float[Tensor, "b e"] | None
     metrics: dict[str, Tensor]  # detached scalars, still on the device
 
 
@@ -53,18 +54,17 @@ class Pretrainer(nn.Module):
         """
         if len(batch) % self.group_size:
             raise ConfigError(f"training: a micro-batch of {len(batch)} pairs is not a multiple of group_size {self.group_size}; change one of the two")
-        shared = Step(batch, self.student, teacher, queue, alpha, self.group_size, step, negatives)
+        reads = frozenset[Read]().union(*(loss.reads(alpha, step) for loss in self.losses.values()))
+        shared = Step(batch, self.student, teacher, queue, alpha, self.group_size, step, negatives, reads)
         fused = self._fused(shared)
-        losses = {name: loss(shared, fused.get(name)) for name, loss in self.losses.items()}
+        losses = {name: loss(shared, fused[name]) for name, loss in self.losses.items()}
         total = torch.stack([self.losses[name].weight * value for name, value in losses.items()]).sum()
         shared.metrics["temperature"] = shared.temperature.detach()
-        return StepOutput(losses, total, shared.teacher_image_feat, shared.teacher_text_feat, shared.metrics)
+        image_feat, text_feat = (shared.teacher_image_feat, shared.teacher_text_feat) if "queue" in reads else (None, None)
+        return StepOutput(losses, total, image_feat, text_feat, shared.metrics)
 
-    def _fused(self, step: Step) -> dict[str, Tensor]:
-        """Fused states of every loss's rows, from one pass over all of them together."""
-        wanted = {name: rows for name, loss in self.losses.items() if (rows := loss.fusion_rows(step)) is not None}
-        if not wanted:
-            return {}
-        together = FusionRows(torch.cat([rows.text for rows in wanted.values()]), torch.cat([rows.image for rows in wanted.values()]))
-        parts = torch.split(step.fuse(together), [len(rows.text) for rows in wanted.values()])
-        return dict(zip(wanted, parts, strict=True))
+    def _fused(self, step: Step) -> dict[str, list[Tensor]]:
+        """States of every loss's rows, from one pass over all of them together."""
+        wanted = {name: loss.fusion_rows(step) for name, loss in self.losses.items()}
+        states = iter(step.fuse([rows for of_loss in wanted.values() for rows in of_loss]))
+        return {name: list(islice(states, len(rows))) for name, rows in wanted.items()}

@@ -1,8 +1,9 @@
 """Everything the losses of one micro-batch share, each computed once and only when a loss asks for it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +12,7 @@ from torch import Tensor
 from training.batch import Batch
 from training.feature_queue import FeatureQueue
 from training.model import Albef
+from training.passes import FusionRows, TextStates, encode_texts, fuse
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 
@@ -22,11 +24,9 @@ class Negatives(NamedTuple):
     text_for_image: Int[Tensor, " b"]
 
 
-class FusionRows(NamedTuple):
-    """Pairs a loss wants fused: row i is text `text[i]` beside picture `image[i]`; texts B..2B-1 are the masked ones."""
-
-    text: Int[Tensor, " rows"]
-    image: Int[Tensor, " rows"]
+# What a loss may read of a step: student and teacher states of the clean and of the masked texts, and the feature queue.
+Read = Literal["clean", "masked", "teacher_clean", "teacher_masked", "queue"]
+EVERYTHING: frozenset[Read] = frozenset(get_args(Read))
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Step:
     group_size: int
     step: int  # optimizer step, counted from 0
     given_negatives: Negatives | None = None  # instead of the drawn ones
+    reads: frozenset[Read] = EVERYTHING  # of all losses; nothing else is computed
     metrics: dict[str, Tensor] = field(default_factory=dict)  # what losses want logged; detached scalars on the device
 
     @property
@@ -62,22 +63,12 @@ class Step:
         return self.batch.pixels(self.student.image_projection.weight.dtype)
 
     @cached_property
-    def text_ids(self) -> Int[Tensor, "b2 l"]:
-        """Clean texts, then masked ones: one pass through the text layers serves both."""
-        return torch.cat([self.batch.input_ids, self.batch.masked_ids])
-
-    @cached_property
-    def attention_mask(self) -> Int[Tensor, "b2 l"]:
-        return torch.cat([self.batch.attention_mask, self.batch.attention_mask])
-
-    @cached_property
     def image_embeds(self) -> Float[Tensor, "b n d"]:
         return self.student.encode_image(self.pixels)
 
     @cached_property
-    def text_embeds(self) -> Float[Tensor, "b2 l h"]:
-        """Student states of the clean texts, then of the masked ones."""
-        return self.student.encode_text(self.text_ids, self.attention_mask)
+    def texts(self) -> TextStates:
+        return encode_texts(self.student, self.batch, clean="clean" in self.reads, masked="masked" in self.reads)
 
     @cached_property
     def image_feat(self) -> Float[Tensor, "b e"]:
@@ -85,7 +76,7 @@ class Step:
 
     @cached_property
     def text_feat(self) -> Float[Tensor, "b e"]:
-        return self.student.text_feat(self.text_embeds[: len(self.batch)]).float()
+        return _text_feat(self.student, self.texts)
 
     @cached_property
     def teacher_image_embeds(self) -> Float[Tensor, "b n d"]:
@@ -93,10 +84,9 @@ class Step:
             return self.teacher.encode_image(self.pixels)
 
     @cached_property
-    def teacher_text_embeds(self) -> Float[Tensor, "b2 l h"]:
-        """Teacher states of the clean texts, then of the masked ones."""
+    def teacher_texts(self) -> TextStates:
         with torch.no_grad():
-            return self.teacher.encode_text(self.text_ids, self.attention_mask)
+            return encode_texts(self.teacher, self.batch, clean="teacher_clean" in self.reads, masked="teacher_masked" in self.reads, clean_cls_only=True)
 
     @cached_property
     def teacher_image_feat(self) -> Float[Tensor, "b e"]:
@@ -106,7 +96,7 @@ class Step:
     @cached_property
     def teacher_text_feat(self) -> Float[Tensor, "b e"]:
         with torch.no_grad():
-            return self.teacher.text_feat(self.teacher_text_embeds[: len(self.batch)]).float()
+            return _text_feat(self.teacher, self.teacher_texts)
 
     @cached_property
     def sim_i2t(self) -> Float[Tensor, "b k"]:
@@ -127,23 +117,22 @@ class Step:
         return self._similarities(self.teacher_text_feat, self.teacher_image_feat, self.queue.image).detach()
 
     @cached_property
+    def teacher_predicted(self) -> Float[Tensor, "s h"]:
+        """The teacher's fused states at the positions MLM predicts."""
+        with torch.no_grad():
+            (states,) = fuse(self.teacher, self.batch, self.teacher_texts, self.teacher_image_embeds, [FusionRows(masked=True, states="predicted")])
+            return states
+
+    @cached_property
     def teacher_mlm_logits(self) -> Float[Tensor, "s v"]:
         """The teacher's predictions at the selected positions of the masked texts."""
-        m = len(self.batch)
         with torch.no_grad():
-            fused = self.teacher.fuse(self.teacher_text_embeds[m:], self.batch.attention_mask, self.teacher_image_embeds)
-            logits: Tensor = self.teacher.mlm_head(self.selected(fused))
+            logits: Tensor = self.teacher.mlm_head(self.teacher_predicted)
             return logits
 
-    def selected(self, hidden: Float[Tensor, "b l h"]) -> Float[Tensor, "s h"]:
-        """The states at the positions MLM predicts: the vocabulary-wide head never sees the other 85 %."""
-        assert self.batch.mlm_positions is not None
-        return hidden.flatten(0, 1).index_select(0, self.batch.mlm_positions)
-
-    def fuse(self, rows: FusionRows) -> Float[Tensor, "rows l h"]:
-        """One pass of the student's fusion layers over the wanted pairs."""
-        texts = self.text_embeds.index_select(0, rows.text)
-        return self.student.fuse(texts, self.attention_mask.index_select(0, rows.text), self.image_embeds, rows.image)
+    def fuse(self, wanted: Sequence[FusionRows]) -> list[Tensor]:
+        """One pass of the student's fusion layers over the wanted rows; their states in the same order."""
+        return fuse(self.student, self.batch, self.texts, self.image_embeds, wanted) if wanted else []
 
     def _similarities(self, queries: Float[Tensor, "b e"], keys: Float[Tensor, "b e"], queue: Float[Tensor, "q e"]) -> Float[Tensor, "b k"]:
         with torch.autocast(queries.device.type, enabled=False):  # bf16 resolves a cosine to 0.004, which the temperature magnifies to 0.06 in the logits
@@ -152,3 +141,8 @@ class Step:
 
     def _grouped(self, rows: Float[Tensor, "b e"]) -> Float[Tensor, "n g e"]:
         return rows.view(self.num_groups, self.group_size, -1)
+
+
+def _text_feat(model: Albef, texts: TextStates) -> Float[Tensor, "b e"]:
+    assert texts.cls is not None
+    return model.text_feat(texts.cls[:, None]).float()

@@ -1,14 +1,73 @@
-"""The text side: BERT cut in two, layers that see text alone and fusion layers that also look at the picture."""
+"""The text side: BERT cut in two, layers that see text alone and fusion layers that also look at the picture; all on flat tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from training.model_config import ModelConfig
+from training.packing import Grid
 
 NORM_EPS = 1e-12
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # (query, key, value, mask) as padded rows -> states of the queries
+
+
+@dataclass(frozen=True)
+class OwnText:
+    """Self-attention: the tokens of `queries` look at those of `keys` in the same row, which `mask` allows."""
+
+    queries: Grid
+    keys: Grid
+    mask: Bool[Tensor, "r 1 1 w"]
+
+    @classmethod
+    def of(cls, tokens: Grid, attention_mask: Int[Tensor, "r w"]) -> "OwnText":
+        """All tokens look at their own text."""
+        return cls(tokens, tokens, attention_mask.bool()[:, None, None, :])
+
+    def __call__(self, attend: Attend, query: Float[Tensor, "q h"], key: Float[Tensor, "n h"], value: Float[Tensor, "n h"]) -> Float[Tensor, "q h"]:
+        return self.queries.unpad(attend(self.queries.pad(query), self.keys.pad(key), self.keys.pad(value), self.mask))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Cross-attention: first the tokens of `own`, whose row r looks at picture r, then those of `drawn`, whose row r looks at picture `drawn_image[r]`.
+
+    Tokens of `own` read keys and values where they were projected; only drawn pictures are copied.
+    """
+
+    own: Grid | None
+    drawn: Grid | None = None
+    drawn_image: Int[Tensor, " r"] | None = None
+
+    def __call__(self, attend: Attend, query: Float[Tensor, "q h"], key: Float[Tensor, "b p h"], value: Float[Tensor, "b p h"]) -> Float[Tensor, "q h"]:
+        parts = []
+        num_own = len(self.own) if self.own is not None else 0
+        if self.own is not None:
+            parts.append(self.own.unpad(attend(self.own.pad(query[:num_own]), key, value, None)))
+        if self.drawn is not None:
+            assert self.drawn_image is not None
+            keys, values = key.index_select(0, self.drawn_image), value.index_select(0, self.drawn_image)
+            parts.append(self.drawn.unpad(attend(self.drawn.pad(query[num_own:]), keys, values, None)))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the tokens of one layer look at, and which of them it computes."""
+
+    text: OwnText
+    pictures: Pictures | None = None  # of a fusion layer
+    computed: Int[Tensor, " q"] | None = None  # of the tokens that come in; None = all
+
+    def of(self, hidden: Float[Tensor, "n h"]) -> Float[Tensor, "q h"]:
+        """The computed ones."""
+        return hidden if self.computed is None else hidden.index_select(0, self.computed)
 
 
 class Embeddings(nn.Module):
@@ -22,14 +81,13 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.text_hidden, eps=NORM_EPS)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l h"]:
-        positions = self.position.weight[: input_ids.shape[1]]
-        embeds: Tensor = self.dropout(self.norm(self.word(input_ids) + self.token_type.weight[0] + positions))
+    def forward(self, ids: Int[Tensor, " n"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n h"]:
+        embeds: Tensor = self.dropout(self.norm(self.word(ids) + self.token_type.weight[0] + self.position(positions)))
         return embeds
 
 
 class Attention(nn.Module):
-    """BERT's post-norm attention; keys and values come from a context of width `context_width`: the text itself or the picture."""
+    """BERT's post-norm attention of flat tokens; keys and values come from a context of width `context_width`: the text itself or the picture."""
 
     def __init__(self, config: ModelConfig, context_width: int) -> None:
         super().__init__()
@@ -42,28 +100,21 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(config.text_hidden, eps=NORM_EPS)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(
-        self,
-        hidden: Float[Tensor, "r l h"],
-        context: Float[Tensor, "b n d"],
-        mask: Bool[Tensor, "r 1 1 n"] | None = None,
-        context_index: Int[Tensor, " r"] | None = None,
-    ) -> Float[Tensor, "r l h"]:
-        """Attend from `hidden` to `context`.
-
-        `mask` is True where a context token may be looked at. With `context_index`, row i looks at context row
-        `context_index[i]`: keys and values are then projected once per context row, however many rows share it.
-        """
-        query, key, value = self.query(hidden), self.key(context), self.value(context)
-        if context_index is not None:
-            key, value = key.index_select(0, context_index), value.index_select(0, context_index)
-        dropout = self.attention_dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(self._split(query), self._split(key), self._split(value), attn_mask=mask, dropout_p=dropout)
-        merged = attended.transpose(1, 2).flatten(2)
-        normalised: Tensor = self.norm(hidden + self.dropout(self.output(merged)))
+    def forward(self, hidden: Float[Tensor, "q h"], context: Float[Tensor, "*n d"], looks_at: OwnText | Pictures) -> Float[Tensor, "q h"]:
+        """Keys and values are projected once per token of the context, however many rows look at it."""
+        attended = looks_at(self._attend, self.query(hidden), self.key(context), self.value(context))
+        normalised: Tensor = self.norm(hidden + self.dropout(self.output(attended)))
         return normalised
 
-    def _split(self, x: Float[Tensor, "b n h"]) -> Float[Tensor, "b heads n d"]:
+    def _attend(
+        self, query: Float[Tensor, "r q h"], key: Float[Tensor, "r k h"], value: Float[Tensor, "r k h"], mask: Bool[Tensor, "r 1 1 k"] | None
+    ) -> Float[Tensor, "r q h"]:
+        """`mask` is True where a key may be looked at."""
+        dropout = self.attention_dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(self._split(query), self._split(key), self._split(value), attn_mask=mask, dropout_p=dropout)
+        return attended.transpose(1, 2).flatten(2)
+
+    def _split(self, x: Float[Tensor, "r n h"]) -> Float[Tensor, "r heads n d"]:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
@@ -77,7 +128,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(config.text_hidden, eps=NORM_EPS)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden: Float[Tensor, "b l h"]) -> Float[Tensor, "b l h"]:
+    def forward(self, hidden: Float[Tensor, "n h"]) -> Float[Tensor, "n h"]:
         normalised: Tensor = self.norm(hidden + self.dropout(self.down(F.gelu(self.up(hidden)))))
         return normalised
 
@@ -90,8 +141,8 @@ class TextLayer(nn.Module):
         self.self_attention = Attention(config, context_width=config.text_hidden)
         self.ffn = FeedForward(config)
 
-    def forward(self, hidden: Float[Tensor, "b l h"], mask: Bool[Tensor, "b 1 1 l"]) -> Float[Tensor, "b l h"]:
-        fed: Tensor = self.ffn(self.self_attention(hidden, hidden, mask))
+    def forward(self, hidden: Float[Tensor, "n h"], view: View) -> Float[Tensor, "q h"]:
+        fed: Tensor = self.ffn(self.self_attention(view.of(hidden), hidden, view.text))
         return fed
 
 
@@ -104,15 +155,9 @@ class FusionLayer(nn.Module):
         self.cross_attention = Attention(config, context_width=config.vision_width)
         self.ffn = FeedForward(config)
 
-    def forward(
-        self,
-        hidden: Float[Tensor, "r l h"],
-        mask: Bool[Tensor, "r 1 1 l"],
-        image_embeds: Float[Tensor, "b n d"],
-        image_index: Int[Tensor, " r"] | None,
-    ) -> Float[Tensor, "r l h"]:
-        hidden = self.self_attention(hidden, hidden, mask)
-        fed: Tensor = self.ffn(self.cross_attention(hidden, image_embeds, context_index=image_index))
+    def forward(self, hidden: Float[Tensor, "n h"], image_embeds: Float[Tensor, "b p d"], view: View) -> Float[Tensor, "q h"]:
+        seen = self.self_attention(view.of(hidden), hidden, view.text)
+        fed: Tensor = self.ffn(self.cross_attention(seen, image_embeds, view.pictures))
         return fed
 
 
@@ -124,12 +169,13 @@ class TextEncoder(nn.Module):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.text_layers))
 
-    def forward(self, input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"]) -> Float[Tensor, "b l h"]:
-        hidden: Tensor = self.embeddings(input_ids)
-        mask = attention_mask.bool()[:, None, None, :]
-        for layer in self.layers:
-            hidden = layer(hidden, mask)
-        return hidden
+    def forward(self, ids: Int[Tensor, " n"], positions: Int[Tensor, " n"], view: View, last: View | None = None) -> Float[Tensor, "q h"]:
+        """`last` is the view of the last layer, if another."""
+        hidden: Tensor = self.embeddings(ids, positions)
+        for layer in self.layers[:-1]:
+            hidden = layer(hidden, view)
+        computed: Tensor = self.layers[-1](hidden, last or view)
+        return computed
 
 
 class FusionEncoder(nn.Module):
@@ -139,18 +185,12 @@ class FusionEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(FusionLayer(config) for _ in range(config.fusion_layers))
 
-    def forward(
-        self,
-        text_embeds: Float[Tensor, "r l h"],
-        attention_mask: Int[Tensor, "r l"],
-        image_embeds: Float[Tensor, "b n d"],
-        image_index: Int[Tensor, " r"] | None = None,
-    ) -> Float[Tensor, "r l h"]:
-        hidden = text_embeds
-        mask = attention_mask.bool()[:, None, None, :]
-        for layer in self.layers:
-            hidden = layer(hidden, mask, image_embeds, image_index)
-        return hidden
+    def forward(self, hidden: Float[Tensor, "n h"], image_embeds: Float[Tensor, "b p d"], view: View, last: View | None = None) -> Float[Tensor, "q h"]:
+        """`last` is the view of the last layer, if another."""
+        for layer in self.layers[:-1]:
+            hidden = layer(hidden, image_embeds, view)
+        computed: Tensor = self.layers[-1](hidden, image_embeds, last or view)
+        return computed
 
 
 class MaskedLanguageHead(nn.Module):

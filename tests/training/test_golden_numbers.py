@@ -17,7 +17,7 @@ from training.losses import LOSSES
 from training.model import Albef
 from training.objective import Pretrainer, StepOutput
 from training.optim import parameter_groups
-from training.step import FusionRows, Negatives, Step
+from training.step import Negatives, Step
 from training.weights import Published, import_published, published_name
 
 DATA = Path(__file__).parents[1] / "data"
@@ -79,6 +79,12 @@ def negatives(drawn: dict[str, list[int]]) -> Negatives:
     return Negatives(torch.tensor(drawn["negative_image_for_text"]), torch.tensor(drawn["negative_text_for_image"]))
 
 
+def push(queue: FeatureQueue, output: StepOutput) -> None:
+    assert output.teacher_image_feat is not None
+    assert output.teacher_text_feat is not None
+    queue.push(output.teacher_image_feat, output.teacher_text_feat)
+
+
 def without_copies(golden: Golden, model: Albef) -> dict[str, Tensor]:
     return {golden.name(ours): parameter for ours, parameter in model.named_parameters()}
 
@@ -97,16 +103,15 @@ def test_features_and_matching_logits_equal_the_originals() -> None:
     golden = Golden("albef_tiny")
     batch, student = golden.batch("input", "alpha0.4"), golden.student
     step = Step(batch, student, golden.teacher, golden.queue, 0.4, 4, 0, negatives(golden.expected["results"]["alpha0.4"]))
-    rows = LOSSES["itm"]().fusion_rows(step)
-    assert rows is not None
-    own_pairs = step.fuse(FusionRows(step.rows, step.rows))
+    assert step.texts.clean is not None
+    text_embeds = batch.packing.tokens.pad(step.texts.clean)
     ours = {
         "out.image_embeds": step.image_embeds,
-        "out.text_embeds": step.text_embeds[:4],
+        "out.text_embeds": text_embeds,
         "out.image_feat": step.image_feat,
         "out.text_feat": step.text_feat,
-        "out.fusion_embeds": own_pairs,
-        "alpha0.4.itm_logits": student.itm_head(step.fuse(rows)[:, 0]),
+        "out.fusion_embeds": student.fuse(text_embeds, batch.attention_mask, step.image_embeds),
+        "alpha0.4.itm_logits": student.itm_head(torch.cat(step.fuse(LOSSES["itm"]().fusion_rows(step)))),
     }
     real = batch.attention_mask.bool()
     for name, value in ours.items():
@@ -142,7 +147,7 @@ def test_stored_gradients_equal_the_originals_element_by_element() -> None:
 def test_teacher_and_queue_after_the_step_equal_the_originals() -> None:
     golden = Golden("albef_tiny")
     output = golden.run(golden.batch("input", "alpha0.4"), 0.4, golden.expected["results"]["alpha0.4"])
-    golden.queue.push(output.teacher_image_feat, output.teacher_text_feat)
+    push(golden.queue, output)
     torch.testing.assert_close(golden.queue.image, golden.tensors["after.image_queue"].T, atol=1e-6, rtol=0)
     torch.testing.assert_close(golden.queue.text, golden.tensors["after.text_queue"].T, atol=1e-6, rtol=0)
     assert golden.queue.position == int(golden.tensors["after.queue_ptr"])
@@ -166,7 +171,7 @@ def test_three_optimizer_steps_equal_the_originals() -> None:
         adamw.zero_grad()
         output.total.backward()
         adamw.step()
-        golden.queue.push(output.teacher_image_feat, output.teacher_text_feat)
+        push(golden.queue, output)
         assert golden.student.temperature.item() == pytest.approx(expected["temperature_after"], rel=1e-5)
     _assert_moved_alike(golden, "", start[0], golden.student)
     _assert_moved_alike(golden, "_m", start[1], golden.teacher)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from training.model import Albef
 from training.model_config import ModelConfig
 from training.optim import parameter_groups
-from training.text import Attention
+from training.packing import Grid
+from training.text import Attention, OwnText
 from training.vision import resized_positions
 
 SMALL = ModelConfig(
@@ -44,7 +45,9 @@ def test_attention_equals_the_plain_formula() -> None:
         scores = query @ key.transpose(1, 2) / 12**0.5 - 10_000 * (1 - mask[:, None, :])
         heads.append(scores.softmax(dim=2) @ value)
     plain = F.layer_norm(hidden + attention.output(torch.cat(heads, dim=2)), (24,), attention.norm.weight, attention.norm.bias, eps=1e-12)
-    torch.testing.assert_close(attention(hidden, hidden, mask.bool()[:, None, None, :]), plain, atol=1e-5, rtol=1e-5)
+    tokens = Grid.of_all((3, 5), hidden.device)
+    flat = hidden.flatten(0, 1)
+    torch.testing.assert_close(tokens.pad(attention(flat, flat, OwnText.of(tokens, mask))), plain, atol=1e-5, rtol=1e-5)
 
 
 def test_rows_that_share_a_picture_get_what_a_copy_of_it_would_give() -> None:

@@ -53,7 +53,7 @@ def make_batch(b: int, group_size: int, seed: int = 0, length: int = 7) -> Batch
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
-    cut = {field.name: getattr(batch, field.name)[rows] for field in dataclasses.fields(batch) if field.name not in ("mlm_positions", "randaugment")}
+    cut = {field.name: getattr(batch, field.name)[rows] for field in dataclasses.fields(batch) if field.name not in ("mlm_positions", "packing", "randaugment")}
     return Batch(**cut)
 
 

@@ -1,5 +1,6 @@
 """The pre-training objectives; a new one is its file and its line in `LOSSES`."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -8,7 +9,8 @@ from torch import Tensor
 from training.losses.itc import ImageTextContrastive
 from training.losses.itm import ImageTextMatching
 from training.losses.mlm import MaskedLanguageModeling
-from training.step import FusionRows, Step
+from training.passes import FusionRows
+from training.step import Read, Step
 
 
 @runtime_checkable
@@ -21,10 +23,13 @@ class Loss(Protocol):
     def weight(self) -> float:
         """Its factor in the sum."""
 
-    def fusion_rows(self, step: Step) -> FusionRows | None:
-        """The text-image pairs it wants fused, or None; all losses' pairs go through the fusion layers in one pass."""
+    def reads(self, alpha: float, step: int) -> frozenset[Read]:
+        """What it will ask of a step with this weight of soft targets and this number; what no loss reads is not computed."""
 
-    def __call__(self, step: Step, fused: Float[Tensor, "rows l h"] | None) -> Float[Tensor, ""]:
+    def fusion_rows(self, step: Step) -> Sequence[FusionRows]:
+        """The text-image pairs it wants fused and which of their states; all losses' pairs go through the fusion layers in one pass."""
+
+    def __call__(self, step: Step, fused: Sequence[Float[Tensor, "rows h"]]) -> Float[Tensor, ""]:
         """The loss, averaged over the step's groups; `fused` are the states of its `fusion_rows`."""
 
 

@@ -1,5 +1,6 @@
 """Image-text contrastive learning (ITC): a pair's own features must be closer than those of the group and of the queue."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,7 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from training.step import FusionRows, Step
+from training.passes import FusionRows
+from training.step import Read, Step
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,13 @@ class ImageTextContrastive:
     soft_targets: bool = True
     min_group_size: ClassVar[int] = 1
 
-    def fusion_rows(self, step: Step) -> FusionRows | None:  # noqa: ARG002 - compares features, needs no fused states
-        return None
+    def reads(self, alpha: float, step: int) -> frozenset[Read]:  # noqa: ARG002 - the keys are the teacher's whatever alpha
+        return frozenset({"clean", "teacher_clean", "queue"})
 
-    def __call__(self, step: Step, fused: Float[Tensor, "rows l h"] | None = None) -> Float[Tensor, ""]:  # noqa: ARG002
+    def fusion_rows(self, step: Step) -> Sequence[FusionRows]:  # noqa: ARG002 - compares features, needs no fused states
+        return ()
+
+    def __call__(self, step: Step, fused: Sequence[Tensor] = ()) -> Float[Tensor, ""]:  # noqa: ARG002
         own = step.rows % step.group_size  # column of the pair itself: keys are the group's, then the queue's
         step.metrics["itc/accuracy_i2t"] = _accuracy(step.sim_i2t, own)
         step.metrics["itc/accuracy_t2i"] = _accuracy(step.sim_t2i, own)

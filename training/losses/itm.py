@@ -1,5 +1,6 @@
 """Image-text matching (ITM): does this caption belong to this image?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from training.step import FusionRows, Negatives, Step
+from training.passes import FusionRows
+from training.step import Negatives, Read, Step
 
 
 @dataclass(frozen=True)
@@ -23,28 +25,29 @@ class ImageTextMatching:
     hard_from_step: int | None = 0
     min_group_size: ClassVar[int] = 2
 
-    def fusion_rows(self, step: Step) -> FusionRows:
+    def reads(self, alpha: float, step: int) -> frozenset[Read]:  # noqa: ARG002 - hard negatives do not depend on alpha
+        return frozenset({"clean", "teacher_clean"} if self._draws_hard(step) else {"clean"})
+
+    def fusion_rows(self, step: Step) -> Sequence[FusionRows]:
         """M pairs as they belong together, then M texts with a wrong picture, then M pictures with a wrong text."""
         negatives = step.given_negatives or self._drawn_negatives(step)
-        return FusionRows(
-            text=torch.cat([step.rows, step.rows, negatives.text_for_image]),
-            image=torch.cat([step.rows, negatives.image_for_text, step.rows]),
-        )
+        return FusionRows(), FusionRows(image=negatives.image_for_text), FusionRows(text=negatives.text_for_image)
 
-    def __call__(self, step: Step, fused: Float[Tensor, "rows l h"] | None) -> Float[Tensor, ""]:
-        assert fused is not None
-        logits = step.student.itm_head(fused[:, 0]).float()
+    def __call__(self, step: Step, fused: Sequence[Float[Tensor, "b h"]]) -> Float[Tensor, ""]:
+        logits = step.student.itm_head(torch.cat(list(fused))).float()
         labels = (torch.arange(len(logits), device=logits.device) < len(step.batch)).long()  # only the first M rows match
         step.metrics["itm/accuracy"] = (logits.detach().argmax(dim=1) == labels).float().mean()
         return F.cross_entropy(logits, labels)
 
+    def _draws_hard(self, step: int) -> bool:
+        return self.hard_from_step is not None and step >= self.hard_from_step
+
     def _drawn_negatives(self, step: Step) -> Negatives:
         first_of_group = step.rows - step.rows % step.group_size
-        uniform = torch.zeros_like(step.batch.gumbel_i2t)
-        if self.hard_from_step is None or step.step < self.hard_from_step:
-            sim_t2i = sim_i2t = uniform
-        else:
+        if self._draws_hard(step.step):
             sim_t2i, sim_i2t = (sim.detach()[:, : step.group_size] for sim in (step.sim_t2i, step.sim_i2t))
+        else:
+            sim_t2i = sim_i2t = torch.zeros_like(step.batch.gumbel_i2t)
         return Negatives(
             image_for_text=first_of_group + draw_negatives(sim_t2i, step.batch.gumbel_t2i),
             text_for_image=first_of_group + draw_negatives(sim_i2t, step.batch.gumbel_i2t),

@@ -1,5 +1,6 @@
 """Masked language modeling (MLM): predict the hidden words of a caption from its other words and the picture."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from training.step import FusionRows, Step
+from training.passes import FusionRows
+from training.step import Read, Step
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,17 @@ class MaskedLanguageModeling:
     soft_targets: bool = True
     min_group_size: ClassVar[int] = 1
 
-    def fusion_rows(self, step: Step) -> FusionRows:
-        """The M masked texts, each with its own picture."""
-        return FusionRows(text=len(step.batch) + step.rows, image=step.rows)
+    def reads(self, alpha: float, step: int) -> frozenset[Read]:  # noqa: ARG002 - the same at every step
+        return frozenset({"masked", "teacher_masked"} if self.soft_targets and alpha > 0 else {"masked"})
 
-    def __call__(self, step: Step, fused: Float[Tensor, "b l h"] | None) -> Float[Tensor, ""]:
-        assert fused is not None
+    def fusion_rows(self, step: Step) -> Sequence[FusionRows]:  # noqa: ARG002 - the same at every step
+        """The M masked texts, each with its own picture; of these the states that predict hidden words."""
+        return (FusionRows(masked=True, states="predicted"),)
+
+    def __call__(self, step: Step, fused: Sequence[Float[Tensor, "s h"]]) -> Float[Tensor, ""]:
         assert step.batch.mlm_positions is not None
-        logits = step.student.mlm_head(step.selected(fused)).float()
+        (states,) = fused
+        logits = step.student.mlm_head(states).float()
         labels = step.batch.mlm_labels.flatten().index_select(0, step.batch.mlm_positions)
         alpha = step.alpha if self.soft_targets else 0.0
         token_loss = (1 - alpha) * F.cross_entropy(logits, labels, reduction="none")
