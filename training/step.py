@@ -56,7 +56,7 @@ class Step:
     @cached_property
     def temperature(self) -> Float[Tensor, ""]:
         """Clamped here as a function: under ZeRO the parameter's master copy is elsewhere and an in-place clamp would not stick."""
-        return self.student.temperature.float().clamp(MIN_TEMPERATURE, MAX_TEMPERATURE).squeeze(0)
+        return at_least_fp32(self.student.temperature).clamp(MIN_TEMPERATURE, MAX_TEMPERATURE).squeeze(0)
 
     @cached_property
     def pixels(self) -> Float[Tensor, "b 3 r r"]:
@@ -72,7 +72,7 @@ class Step:
 
     @cached_property
     def image_feat(self) -> Float[Tensor, "b e"]:
-        return self.student.image_feat(self.image_embeds).float()
+        return at_least_fp32(self.student.image_feat(self.image_embeds))
 
     @cached_property
     def text_feat(self) -> Float[Tensor, "b e"]:
@@ -91,7 +91,7 @@ class Step:
     @cached_property
     def teacher_image_feat(self) -> Float[Tensor, "b e"]:
         with torch.no_grad():
-            return self.teacher.image_feat(self.teacher_image_embeds).float()
+            return at_least_fp32(self.teacher.image_feat(self.teacher_image_embeds))
 
     @cached_property
     def teacher_text_feat(self) -> Float[Tensor, "b e"]:
@@ -143,6 +143,11 @@ class Step:
         return rows.view(self.num_groups, self.group_size, -1)
 
 
+def at_least_fp32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """What a softmax reads: bf16 resolves too little, and float64 stays what it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _text_feat(model: Albef, texts: TextStates) -> Float[Tensor, "b e"]:
     assert texts.cls is not None
-    return model.text_feat(texts.cls[:, None]).float()
+    return at_least_fp32(model.text_feat(texts.cls[:, None]))

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from training.passes import FusionRows
-from training.step import Negatives, Read, Step
+from training.step import Negatives, Read, Step, at_least_fp32
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ImageTextMatching:
         return FusionRows(), FusionRows(image=negatives.image_for_text), FusionRows(text=negatives.text_for_image)
 
     def __call__(self, step: Step, fused: Sequence[Float[Tensor, "b h"]]) -> Float[Tensor, ""]:
-        logits = step.student.itm_head(torch.cat(list(fused))).float()
+        logits = at_least_fp32(step.student.itm_head(torch.cat(list(fused))))
         labels = (torch.arange(len(logits), device=logits.device) < len(step.batch)).long()  # only the first M rows match
         step.metrics["itm/accuracy"] = (logits.detach().argmax(dim=1) == labels).float().mean()
         return F.cross_entropy(logits, labels)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from training.passes import FusionRows
-from training.step import Read, Step
+from training.step import Read, Step, at_least_fp32
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class MaskedLanguageModeling:
     def __call__(self, step: Step, fused: Sequence[Float[Tensor, "s h"]]) -> Float[Tensor, ""]:
         assert step.batch.mlm_positions is not None
         (states,) = fused
-        logits = step.student.mlm_head(states).float()
+        logits = at_least_fp32(step.student.mlm_head(states))
         labels = step.batch.mlm_labels.flatten().index_select(0, step.batch.mlm_positions)
         alpha = step.alpha if self.soft_targets else 0.0
         token_loss = (1 - alpha) * F.cross_entropy(logits, labels, reduction="none")
         if alpha > 0:
-            teacher = step.teacher_mlm_logits.float().softmax(dim=1)
+            teacher = at_least_fp32(step.teacher_mlm_logits).softmax(dim=1)
             token_loss = token_loss - alpha * (teacher * logits.log_softmax(dim=1)).sum(dim=1)
         group = step.batch.mlm_positions // (step.batch.mlm_labels.shape[1] * step.group_size)
         return mean_over_groups(token_loss, group, step.num_groups)
