@@ -40,7 +40,7 @@ def test_a_run_on_a_blend_counts_what_each_dataset_gave(tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_the_blend_names_the_key() -> None:
-    with pytest.raises(ConfigError, match=r"^run\.yaml: dataset is .*: blend\.0\.weight is None: expected a number above 0"):
+    with pytest.raises(ConfigError, match=r"^run\.yaml: dataset: blend\.0\.weight is None: expected a number above 0"):
         configuration.validate(TrainingConfig, {"dataset": {"blend": [{"dataset": "x"}]}}, "run.yaml")
     with pytest.raises(ConfigError, match="of a blend, give each dataset its own manifest"):
         configuration.validate(TrainingConfig, {"dataset": {"blend": [{"dataset": "x", "weight": 1}]}, "manifest": 3}, "run.yaml")
