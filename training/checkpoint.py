@@ -7,6 +7,7 @@
         optimizer.safetensors             AdamW's moments, `exp_avg.<name>` and `exp_avg_sq.<name>`
         queue.safetensors                 teacher features
         vocab.txt
+        extra.safetensors                 of an imported file: what the model has no place for
         manifest.json                     sizes and sha256 of the files, counters, data position, configuration
 
 A folder without a manifest is not a checkpoint: whatever was being written when a process died is invisible.
@@ -24,11 +25,11 @@ from torch import Tensor
 
 from pipeline.core import storage
 from pipeline.core.config import validate
-from pipeline.core.errors import DataError
+from pipeline.core.errors import ConfigError, DataError
 from training.model import Albef
 from training.model_config import ModelConfig
 from training.tokenizer import Tokenizer
-from training.weights import load_strictly
+from training.weights.files import load_strictly, modules_of, write_once
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -56,6 +57,22 @@ class Checkpoint:
     def model_config(self) -> ModelConfig:
         return validate(ModelConfig, self.manifest["model"], origin=f"{self.path}/manifest.json")
 
+    @property
+    def published(self) -> dict[str, Any]:
+        """Of an imported checkpoint: the published file's name, its kind (`variant`) and what it did not have (`fresh`)."""
+        published: dict[str, Any] = self.manifest.get("published", {})
+        return published
+
+    @property
+    def fresh(self) -> list[str]:
+        """Parameters that no file and no training step has given a value."""
+        fresh: list[str] = self.published.get("fresh", [])
+        return fresh
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file, e.g. `optimizer`."""
+        return f"{name}.safetensors" in self.manifest["files"]
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one file, e.g. `student`, on the CPU; the file's checksum is compared first."""
         file = f"{name}.safetensors"
@@ -82,20 +99,41 @@ def write(folder: str, step: int, tensors: Mapping[str, Mapping[str, Tensor]], t
         tensors: file name without suffix -> named tensors.
         record: `state`, `model` and `training` as JSON values.
     """
-    name = name_of(step)
-    path = storage.join(folder, name)
-    files = {f"{file}.safetensors": safetensors.torch.save(_contiguous(named)) for file, named in tensors.items()}
-    files["vocab.txt"] = "".join(f"{piece}\n" for piece in tokenizer.pieces(range(tokenizer.vocab_size))).encode()
+    path = storage.join(folder, name_of(step))
+    manifest, files = _contents(tensors, tokenizer, record)
     storage.remove(storage.join(path, "manifest.json"))  # of a damaged checkpoint of the same step: its files are about to change
     for file, data in files.items():
         storage.write_bytes(storage.join(path, file), data)
-    sums = {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
-    manifest = {"format": FORMAT, **record, "files": sums}
-    storage.write_bytes(storage.join(path, "manifest.json"), json.dumps(manifest, indent=1).encode())
     checkpoint = Checkpoint(path, manifest)
     checkpoint.verify()
-    storage.write_bytes(storage.join(folder, "latest"), name.encode())
+    storage.write_bytes(storage.join(folder, "latest"), name_of(step).encode())
     return checkpoint
+
+
+def write_first(folder: str, tensors: Mapping[str, Mapping[str, Tensor]], tokenizer: Tokenizer, record: Mapping[str, Any]) -> Checkpoint:
+    """As `write` of step 0, into a folder without checkpoints; writing the same once more is fine.
+
+    Raises:
+        ConfigError: other checkpoints are there.
+    """
+    if (name_of(0) != (latest := _latest(folder))) and latest is not None:
+        raise ConfigError(f"{folder}: the checkpoints of a run are there ({latest}), and nothing is overwritten; choose another folder")
+    path = storage.join(folder, name_of(0))
+    manifest, files = _contents(tensors, tokenizer, record)
+    write_once({storage.join(path, file): data for file, data in files.items()})
+    checkpoint = Checkpoint(path, manifest)
+    checkpoint.verify()
+    write_once({storage.join(folder, "latest"): name_of(0).encode()})
+    return checkpoint
+
+
+def _contents(tensors: Mapping[str, Mapping[str, Tensor]], tokenizer: Tokenizer, record: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest, and all files in the order they are written: the manifest is the last."""
+    files = {f"{file}.safetensors": safetensors.torch.save(_contiguous(named)) for file, named in tensors.items()}
+    files["vocab.txt"] = tokenizer.vocabulary_file()
+    sums = {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
+    manifest = {"format": FORMAT, **record, "files": sums}
+    return manifest, files | {"manifest.json": json.dumps(manifest, indent=1).encode()}
 
 
 def read(path: str) -> Checkpoint:
@@ -104,8 +142,8 @@ def read(path: str) -> Checkpoint:
     Raises:
         DataError: nothing there, not ours, or of a format this version does not know.
     """
-    if storage.exists(storage.join(path, "latest")):
-        path = storage.join(path, storage.read_bytes(storage.join(path, "latest")).decode().strip())
+    if latest := _latest(path):
+        path = storage.join(path, latest)
     manifest_path = storage.join(path, "manifest.json")
     if not storage.exists(manifest_path):
         raise DataError(f"{path}: no checkpoint here (no manifest.json); give a folder like .../checkpoints or .../checkpoints/step-0000400")
@@ -121,9 +159,9 @@ def read(path: str) -> Checkpoint:
 
 def newest(folder: str) -> Checkpoint | None:
     """The newest checkpoint that verifies, or None when there is none yet."""
-    if not storage.exists(storage.join(folder, "latest")):
+    latest = _latest(folder)
+    if latest is None:
         return None
-    latest = storage.read_bytes(storage.join(folder, "latest")).decode().strip()
     steps = [name for name in reversed(_steps(folder)) if name <= latest]
     for name in steps:
         try:
@@ -141,7 +179,7 @@ def remove_old(folder: str, keep: int) -> None:
 
     A removed one loses its manifest first, so it is never half a checkpoint.
     """
-    latest = storage.read_bytes(storage.join(folder, "latest")).decode().strip()
+    latest = _latest(folder) or ""
     kept = [name for name in _steps(folder) if name <= latest][-keep:]
     for name in set(_steps(folder)) - set(kept):
         path = storage.join(folder, name)
@@ -166,7 +204,14 @@ def load_for_evaluation(path: str, tower: str = "student") -> tuple[Albef, Token
     checkpoint = read(path)
     model = Albef(checkpoint.model_config)
     load_weights(model, checkpoint.tensors(tower), origin=f"{checkpoint.path}/{tower}.safetensors")
+    if checkpoint.fresh:
+        log.warning("%s was imported from a file without %s: fresh weights, which tell nothing", checkpoint.path, ", ".join(modules_of(checkpoint.fresh)))
     return model.eval().requires_grad_(False), checkpoint.tokenizer(), checkpoint.model_config
+
+
+def _latest(folder: str) -> str | None:
+    path = storage.join(folder, "latest")
+    return storage.read_bytes(path).decode().strip() if storage.exists(path) else None
 
 
 def _steps(folder: str) -> list[str]:

@@ -17,6 +17,11 @@ class InitConfig(Section):
     vision: str | None = Field(default="deit_base_patch16_224.fb_in1k", description="timm model name, or path of a timm checkpoint (.pth, .safetensors)")
     text: str | None = Field(default="bert-base-uncased", description="Hugging Face BERT: folder or hub name")
     tokenizer: str | None = Field(default="bert-base-uncased", description="vocab.txt, folder or hub name; null trains a vocabulary from the captions")
+    checkpoint: str | None = Field(
+        default=None,
+        description="start from all weights of this, in place of vision and text: a checkpoint folder, a folder that albef exported, or a published "
+        "ALBEF file; student, teacher, and the queue where its size fits; at step 0. With tokenizer null its own vocabulary is taken",
+    )
     vocabulary_size: int = Field(default=1000, ge=100, description="word pieces of a vocabulary trained from the captions")
 
 

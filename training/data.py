@@ -27,6 +27,7 @@ from training.distributed import World
 from training.masking import gumbel_noise, mask_tokens
 from training.quarantine_budget import QuarantineBudget, check_shards
 from training.tokenizer import Tokenizer, train_vocabulary
+from training.weights.sources import own_tokenizer
 
 log = logging.getLogger(__name__)
 Manifests = int | dict[str, int]  # the number of the dataset's manifest, or of each by its name in the blend
@@ -120,9 +121,20 @@ def _by_name(sources: Sequence[Source], pinned: Manifests) -> dict[str, int]:
 
 
 def build_tokenizer(config: TrainingConfig, dataset: Dataset | MixedDataset) -> Tokenizer:
-    """The configured tokenizer, or one trained on all captions of the dataset."""
+    """The configured tokenizer, that of the first weights, or one trained on all captions of the dataset.
+
+    Raises ConfigError when the configured one is not that of the first weights.
+    """
+    known = own_tokenizer(config.init.checkpoint) if config.init.checkpoint is not None else None
     if config.init.tokenizer is not None:
-        return Tokenizer.load(config.init.tokenizer)
+        tokenizer = Tokenizer.load(config.init.tokenizer)
+        if known is not None and known.vocabulary() != tokenizer.vocabulary():
+            raise ConfigError(
+                f"training.init.tokenizer {config.init.tokenizer}: other word pieces than those of {config.init.checkpoint}; set it to null to take the latter"
+            )
+        return tokenizer
+    if known is not None:
+        return known
     tokenizer = train_vocabulary(_captions(dataset), config.init.vocabulary_size)
     log.info("vocabulary of %d word pieces trained from the captions", tokenizer.vocab_size)
     return tokenizer

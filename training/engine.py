@@ -28,7 +28,7 @@ from training.data_wait import DataWait, WaitFigures, metrics_of, slowest_rank, 
 from training.distributed import World
 from training.feature_queue import FeatureQueue
 from training.flat_groups import MOMENTS, FlatGroup, adam_state, flat_groups
-from training.initialise import build_student
+from training.initialise import build_student, load_teacher_and_queue
 from training.losses import LOSSES
 from training.metrics import Metrics
 from training.objective import Pretrainer, StepOutput
@@ -94,6 +94,8 @@ class Trainer:
         self.state = TrainingState(position=self.loader.start())
         if resumed:
             self._load(resumed)
+        elif config.init.checkpoint is not None:
+            load_teacher_and_queue(config.init.checkpoint, self.student.config, self.teacher, self.queue)
         self._data_warned_at = -config.data_wait_window_steps
         self.data_wait = DataWait(self.loader.stage_times, config.data_wait_window_steps)
         self.quarantine_budget = QuarantineBudget(config.quarantine_budget, dataset.num_samples, dataset.name_of)

@@ -1,16 +1,25 @@
-"""The student before step 0: random weights from the seed, then the pictures' and the words' pre-trained ones."""
+"""The models before step 0: random weights from the seed, then pre-trained ones of the pictures' and the words' side, or of a whole model."""
 
 import logging
 
 import torch
 
 from pipeline.core.errors import ConfigError
-from training import weights
 from training.config import TrainingConfig
+from training.feature_queue import FeatureQueue
 from training.model import Albef
+from training.model_config import ModelConfig
+from training.teacher import Teacher
 from training.tokenizer import Tokenizer
+from training.weights.bert import load_hf_bert
+from training.weights.conversion import at_image_size
+from training.weights.files import load_strictly, modules_of
+from training.weights.portable import with_tied
+from training.weights.sources import Source, open_source
+from training.weights.vit import load_timm_vit
 
 log = logging.getLogger(__name__)
+UNSEEN_SIZES = ("vision_heads", "text_heads", "image_pool")  # no shape shows them, and yet they change every number
 
 
 def build_student(config: TrainingConfig, tokenizer: Tokenizer) -> Albef:
@@ -19,16 +28,52 @@ def build_student(config: TrainingConfig, tokenizer: Tokenizer) -> Albef:
     Raises ConfigError when a configured vocabulary size contradicts the tokenizer, DataError when weights do not fit.
     """
     torch.manual_seed(config.seed)
-    model_config = config.model
-    if config.init.tokenizer is None:
-        model_config = model_config.model_copy(update={"vocab_size": tokenizer.vocab_size})  # known only now
-    elif tokenizer.vocab_size > model_config.vocab_size:
-        raise ConfigError(f"training.model.vocab_size {model_config.vocab_size} is less than the {tokenizer.vocab_size} word pieces of {config.init.tokenizer}")
-    student = Albef(model_config)
+    source = open_source(config.init.checkpoint) if config.init.checkpoint is not None else None
+    student = Albef(_sizes(config, tokenizer, source))
+    if source is not None:
+        _load_student(student, source)
+        return student
     if config.init.vision is not None:
-        weights.load_timm_vit(student, config.init.vision)
+        load_timm_vit(student, config.init.vision)
         log.info("image encoder starts from %s", config.init.vision)
     if config.init.text is not None:
-        weights.load_hf_bert(student, config.init.text)
+        load_hf_bert(student, config.init.text)
         log.info("text and fusion layers start from %s", config.init.text)
     return student
+
+
+def load_teacher_and_queue(path: str, config: ModelConfig, teacher: Teacher, queue: FeatureQueue) -> None:
+    """Of the first weights at `path`: the teacher where there is one (else it stays the student's copy), the queue where its size fits."""
+    weights = at_image_size(open_source(path).weights, config.image_size, path)
+    if weights.teacher is not None:
+        teacher.load_state_dict(teacher.state_dict() | weights.teacher)
+        log.info("teacher starts from %s", path)
+    if weights.queue is None:
+        return
+    if weights.queue["image"].shape == queue.image.shape:
+        queue.load_state_dict(weights.queue)
+        log.info("queue starts from %s", path)
+    else:
+        log.info("queue starts at random: %s has %d features, this run keeps %d", path, len(weights.queue["image"]), queue.size)
+
+
+def _sizes(config: TrainingConfig, tokenizer: Tokenizer, source: Source | None) -> ModelConfig:
+    """The configured sizes, with a vocabulary size that is known only now."""
+    if config.init.tokenizer is None:
+        return config.model.model_copy(update={"vocab_size": source.weights.config.vocab_size if source else tokenizer.vocab_size})
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(f"training.model.vocab_size {config.model.vocab_size} is less than the {tokenizer.vocab_size} word pieces of {config.init.tokenizer}")
+    return config.model
+
+
+def _load_student(student: Albef, source: Source) -> None:
+    found, wanted = source.weights.config, student.config
+    for name in UNSEEN_SIZES if source.heads_known else ():
+        if getattr(found, name) != getattr(wanted, name):
+            raise ConfigError(f"training.model.{name} is {getattr(wanted, name)!r}, but {source.path} was trained with {getattr(found, name)!r}")
+    weights = at_image_size(source.weights, wanted.image_size, source.path)
+    fresh = {name: value for name, value in student.state_dict().items() if name in source.fresh}
+    load_strictly(student, with_tied(weights.student | fresh), source.path)
+    log.info("the model starts from %s (%s)", source.path, source.kind)
+    if fresh:
+        log.warning("%s has no trained %s: they start fresh", source.path, ", ".join(modules_of(fresh)))

@@ -54,9 +54,13 @@ class Tokenizer:
         """All word pieces in the order of their ids."""
         return list(self._vocabulary)
 
+    def vocabulary_file(self) -> bytes:
+        """The content of vocab.txt: one word piece a line."""
+        return "".join(f"{piece}\n" for piece in self._vocabulary).encode()
+
     def save(self, path: str) -> None:
-        """Write vocab.txt, one word piece a line."""
-        storage.write_bytes(path, "".join(f"{piece}\n" for piece in self._vocabulary).encode())
+        """Write vocab.txt."""
+        storage.write_bytes(path, self.vocabulary_file())
 
     @classmethod
     def load(cls, path: str) -> "Tokenizer":

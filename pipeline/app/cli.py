@@ -206,6 +206,7 @@ def _stage(stage: str, config: Path, overrides: list[str] | None) -> Any:
 def _add_rooms() -> None:
     from ingest.cli import app as ingest_app
     from shards.cli import app as shards_app
+    from training.cli import app as checkpoint_app
 
     app.add_typer(bench_app, name="bench")
     ingest_app.command("CONFIG")(ingest)
@@ -216,6 +217,7 @@ def _add_rooms() -> None:
     )
     app.add_typer(config_app, name="config")
     app.add_typer(shards_app, name="shards", help="Tools for any WebDataset folder: index, verify, stats, reshard.")
+    app.add_typer(checkpoint_app, name="checkpoint", help="Weights in and out: published ALBEF files, timm, Hugging Face BERT, safetensors.")
 
 
 POLLING = {"run", "scenes", "ingest", "train", "eval"}  # commands that look for signals between units of work; others end at once

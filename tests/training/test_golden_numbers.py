@@ -18,7 +18,7 @@ from training.model import Albef
 from training.objective import Pretrainer, StepOutput
 from training.optim import parameter_groups
 from training.step import Negatives, Step
-from training.weights import Published, import_published, published_name
+from training.weights import Published, import_published, published_names
 
 DATA = Path(__file__).parents[1] / "data"
 MOMENTUM = 0.995
@@ -44,8 +44,7 @@ class Golden:
 
     def name(self, ours: str) -> str:
         """The published name as the original's named_parameters() gives it (the decoder's bias has two names there)."""
-        name = published_name(ours, self.student.config.text_layers)
-        return name.replace("predictions.decoder.bias", "predictions.bias")
+        return published_names(self.student.config)[ours]
 
     def batch(self, inputs: str, masks: str) -> Batch:
         t, b = self.tensors, self.group_size

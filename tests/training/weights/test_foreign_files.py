@@ -1,0 +1,166 @@
+"""Files of strangers: nothing in them is executed, nothing they claim is believed, and each ends in one line."""
+
+import contextlib
+import os
+import pickle
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import BertConfig, BertForMaskedLM
+
+from pipeline.core.errors import ConfigError, DataError
+from training.model import Albef
+from training.model_config import ModelConfig
+from training.weights.bert import load_hf_bert
+from training.weights.files import read_weights, write_once
+from training.weights.inspection import inspect
+from training.weights.published import import_published
+from training.weights.vit import load_timm_vit
+
+GOLDEN = Path(__file__).parents[2] / "data" / "albef_tiny" / "checkpoint.pth"
+SMALL = ModelConfig(image_size=32, vision_width=32, vision_depth=1, vision_heads=2, text_hidden=24, text_heads=2, text_layers=1, fusion_layers=1, vocab_size=60)
+
+
+class Command:
+    """Unpickling it runs a command."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.system, ("touch trapped",))
+
+
+def bert_folder(folder: Path) -> Path:
+    sizes = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    BertForMaskedLM(BertConfig(**sizes)).save_pretrained(folder)
+    return folder
+
+
+class Read(Exception):
+    """It was read after all."""
+
+
+def refusal(path: Path) -> DataError:
+    try:
+        read_weights(str(path))
+    except DataError as error:
+        return error
+    raise Read
+
+
+def one_line(reader: Callable[[], object]) -> str:
+    with pytest.raises(DataError) as caught:
+        reader()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("wrapped", ["bare pickle", "torch", "inside a list of a real checkpoint"])
+def test_a_pickle_that_runs_a_command_is_refused_and_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    if wrapped == "bare pickle":
+        Path("evil.pth").write_bytes(pickle.dumps({"model": Command()}, protocol=2))
+    elif wrapped == "torch":
+        torch.save({"model": Command()}, "evil.pth")
+    else:
+        torch.save({**torch.load(GOLDEN, weights_only=True), "optimizer": [Command()]}, "evil.pth")
+    for reader in (lambda: import_published("evil.pth"), lambda: load_timm_vit(Albef(SMALL), "evil.pth"), lambda: inspect("evil.pth")):
+        assert "evil.pth: not a readable checkpoint of plain tensors" in one_line(reader)
+    assert not Path("trapped").exists()
+    with Path("evil.pth").open("rb") as file:  # the trap is a real one
+        torch.load(file, weights_only=False) if wrapped != "bare pickle" else pickle.load(file)
+    assert Path("trapped").exists()
+
+
+def test_the_bin_file_of_a_bert_is_not_executed_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = bert_folder(tmp_path / "bert")
+    monkeypatch.chdir(tmp_path)
+    (folder / "model.safetensors").unlink()
+    torch.save({"bert.embeddings.word_embeddings.weight": Command()}, folder / "pytorch_model.bin")
+    assert "cannot be loaded" in one_line(lambda: load_hf_bert(Albef(SMALL), str(folder)))
+    assert "pytorch_model.bin: not a readable checkpoint" in one_line(lambda: inspect(str(folder)))
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_code_that_a_bert_folder_brings_along_is_not_imported(tmp_path: Path) -> None:
+    folder = bert_folder(tmp_path / "bert")
+    config = (folder / "config.json").read_text().replace("{", '{"auto_map": {"AutoModelForMaskedLM": "trap.Trap"},', 1)
+    (folder / "config.json").write_text(config)
+    (folder / "trap.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'trapped')!r}).touch()\nclass Trap: ...\n")
+    sizes = SMALL.model_copy(update={"text_intermediate": 48})
+    load_hf_bert(Albef(sizes), str(folder))
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_a_compressed_bomb_is_refused_before_it_unpacks(tmp_path: Path) -> None:
+    torch.save({"model": {"weight": torch.zeros(1_000_000)}}, tmp_path / "flat.pth")
+    with zipfile.ZipFile(tmp_path / "flat.pth") as flat, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in flat.namelist():
+            bomb.writestr(name, flat.read(name))
+    assert (tmp_path / "bomb.pth").stat().st_size < 10_000
+    assert "its records are compressed" in one_line(lambda: read_weights(str(tmp_path / "bomb.pth")))
+
+
+def test_a_tensor_that_repeats_one_number_a_trillion_times_is_refused(tmp_path: Path) -> None:
+    state = torch.load(GOLDEN, weights_only=True)["model"]
+    state["text_encoder.bert.embeddings.word_embeddings.weight"] = torch.zeros(1).expand(10**9, 64)
+    torch.save({"model": state}, tmp_path / "endless.pth")
+    assert "claims the shape (1000000000, 64), but the file stores less" in one_line(lambda: import_published(str(tmp_path / "endless.pth")))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.9999])
+def test_a_truncated_file_is_one_line(tmp_path: Path, share: float) -> None:
+    data = GOLDEN.read_bytes()
+    (tmp_path / "half.pth").write_bytes(data[: int(len(data) * share)])
+    assert "half.pth: not a readable checkpoint" in one_line(lambda: import_published(str(tmp_path / "half.pth")))
+    save_file({"weight": torch.zeros(1000)}, tmp_path / "whole.safetensors")
+    data = (tmp_path / "whole.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(data[: int(len(data) * share)])
+    assert "half.safetensors: not a readable checkpoint" in one_line(lambda: read_weights(str(tmp_path / "half.safetensors")))
+
+
+def test_a_file_with_flipped_bytes_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    """Two hundred times, in the pickle and the directory of a small torch file and in a safetensors header."""
+    torch.save({"model": {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}}, tmp_path / "small.pth")
+    save_file({"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}, tmp_path / "small.safetensors")
+    chance, messages = random.Random(0), []
+    for name in ("small.pth", "small.safetensors"):
+        original = (tmp_path / name).read_bytes()
+        for _ in range(100):
+            data = bytearray(original)
+            for _ in range(3):
+                data[chance.randrange(len(data))] = chance.randrange(256)
+            (tmp_path / f"flipped.{name}").write_bytes(data)
+            with contextlib.suppress(Read):
+                messages.append(str(refusal(tmp_path / f"flipped.{name}")))
+    assert len(messages) > 50
+    assert not [message for message in messages if "\n" in message]
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": {}}, {"model": {"a": 1}}, {1: torch.zeros(1)}, torch.zeros(3)])
+def test_a_file_without_named_tensors_is_one_line(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "odd.pth")
+    assert "holds no named tensors" in one_line(lambda: read_weights(str(tmp_path / "odd.pth")))
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    assert "none.pth: no such checkpoint file" in one_line(lambda: import_published(str(tmp_path / "none.pth")))
+
+
+def test_a_foreign_file_of_tensors_is_named_by_its_first_keys(tmp_path: Path) -> None:
+    save_file({f"conv{number}.weight": torch.zeros(2) for number in range(5)}, tmp_path / "resnet.safetensors")
+    assert "5 tensors (conv0.weight, conv1.weight, conv2.weight, ...) of an unknown model" in one_line(lambda: inspect(str(tmp_path / "resnet.safetensors")))
+
+
+def test_files_are_written_all_or_none_and_never_over_others(tmp_path: Path) -> None:
+    one, two = str(tmp_path / "out" / "one"), str(tmp_path / "out" / "two")
+    write_once({one: b"1", two: b"2"})
+    write_once({one: b"1", two: b"2"})
+    Path(one).unlink()
+    with pytest.raises(ConfigError, match="two: another file is there, and nothing is overwritten"):
+        write_once({one: b"1", two: b"3"})
+    assert not Path(one).exists()
+    assert Path(two).read_bytes() == b"2"

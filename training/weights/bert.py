@@ -1,0 +1,114 @@
+"""The text side from and to Hugging Face BERTs; their layers are cut in two, and have no cross-attention."""
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from pipeline.core.errors import DataError
+from training.model import Albef
+from training.model_config import ModelConfig
+from training.text import NORM_EPS
+from training.tokenizer import Tokenizer
+from training.weights.files import State, load_strictly
+from training.weights.hub import from_hub
+from training.weights.names import bert_table, language_head_table
+
+log = logging.getLogger(__name__)
+WORDS = "text_encoder.embeddings.word.weight"
+
+
+def load_hf_bert(model: Albef, path_or_name: str) -> None:
+    """Load text layers, fusion layers and MLM head from a BERT's successive layers; cross-attention keeps its fresh weights.
+
+    `path_or_name` is a folder written by transformers or a model of the Hugging Face hub. Of a BERT without a masked-language head ours
+    keeps its fresh weights, too, which the log says; half a head is refused.
+
+    Raises:
+        DataError: no such model, unreachable hub, too few layers, weights of another shape, another number of heads or activation.
+    """
+    source, settings = _hf_state(path_or_name)
+    _check_settings(path_or_name, settings, model.config)
+    table = _table(model.config)
+    if not any(theirs.startswith("cls.") for theirs in source):
+        log.warning("%s has no masked-language head: ours starts fresh, on its word embeddings", path_or_name)
+        table = {theirs: ours for theirs, ours in table.items() if not theirs.startswith("cls.")}
+    from_bert = set(table.values())
+    state = {ours: own for ours, own in model.state_dict().items() if ours not in from_bert}
+    state |= {ours: source[theirs] for theirs, ours in table.items() if theirs in source}
+    if WORDS in state:
+        state["mlm_head.decoder.weight"] = state[WORDS]
+    load_strictly(model, state, path_or_name)
+
+
+def bert_files(weights: Mapping[str, Tensor], config: ModelConfig, tokenizer: Tokenizer) -> dict[str, bytes]:
+    """A folder that BertForMaskedLM.from_pretrained and BertTokenizer.from_pretrained take: text layers, fusion layers, MLM head, vocabulary.
+
+    Cross-attention is left out: transformers puts it into every layer of a BERT or into none.
+    """
+    names = {ours: theirs for theirs, ours in reversed(_table(config).items()) if ours != WORDS} | {WORDS: "bert.embeddings.word_embeddings.weight"}
+    state = {theirs: weights[ours].detach().contiguous().clone() for ours, theirs in names.items()}
+    return {
+        "vocab.txt": tokenizer.vocabulary_file(),
+        "tokenizer_config.json": _json({"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": config.max_positions}),
+        "model.safetensors": safetensors.torch.save(state, metadata={"format": "pt"}),
+        "config.json": _json({"architectures": ["BertForMaskedLM"], "model_type": "bert", **_settings(config)}),
+    }
+
+
+def is_bert(state: Mapping[str, Tensor]) -> bool:
+    return any(f"{root}embeddings.word_embeddings.weight" in state for root in ("", "bert."))
+
+
+def _table(config: ModelConfig) -> dict[str, str]:
+    """The names that BertForMaskedLM gives -> ours; of the two names of the decoder's bias the second."""
+    layers = {f"bert.{theirs}": ours for theirs, ours in bert_table(config.text_layers, config.fusion_layers, cross_attention=False)}
+    return layers | dict(language_head_table("mlm_head", WORDS))
+
+
+def _settings(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.text_hidden,
+        "num_hidden_layers": config.text_layers + config.fusion_layers,
+        "num_attention_heads": config.text_heads,
+        "intermediate_size": config.text_intermediate,
+        "max_position_embeddings": config.max_positions,
+        "type_vocab_size": config.type_vocab_size,
+        "hidden_dropout_prob": config.hidden_dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "initializer_range": config.init_std,
+        "hidden_act": "gelu",
+        "layer_norm_eps": NORM_EPS,
+        "tie_word_embeddings": True,
+    }
+
+
+def _check_settings(origin: str, theirs: Mapping[str, Any], config: ModelConfig) -> None:
+    """What the shapes do not show and yet changes every number."""
+    for key, ours in (("num_attention_heads", config.text_heads), ("hidden_act", "gelu"), ("layer_norm_eps", NORM_EPS)):
+        if theirs[key] != ours:
+            way_out = f"; set training.model.text_heads to {theirs[key]}" if key == "num_attention_heads" else "; take another BERT"
+            raise DataError(f"{origin}: its {key} is {theirs[key]}, the model's is {ours}{way_out}")
+
+
+def _hf_state(name: str) -> tuple[State, dict[str, Any]]:
+    import transformers  # takes seconds to import and is needed here alone
+
+    def load() -> tuple[State, dict[str, Any]]:
+        bert, info = transformers.BertForMaskedLM.from_pretrained(name, output_loading_info=True)
+        state: State = bert.state_dict()
+        for fresh in info["missing_keys"]:  # transformers would hand us random weights for what the files lack
+            state.pop(fresh, None)
+        if not any(theirs.startswith("cls.predictions.transform") for theirs in state):  # what is left is tied to the words, or zero
+            state = {theirs: value for theirs, value in state.items() if not theirs.startswith("cls.")}
+        return state, bert.config.to_dict()
+
+    return from_hub(name, "a folder with a BERT or a model of the Hugging Face hub", load)
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
