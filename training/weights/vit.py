@@ -31,7 +31,7 @@ def load_timm_vit(model: Albef, path_or_name: str) -> None:
 
 def timm_state(weights: Mapping[str, Tensor]) -> State:
     """The image encoder of our weights as timm names it; there is no classifier, so timm loads it with num_classes=0."""
-    return {name.removeprefix(ROOT): value for name, value in weights.items() if name.startswith(ROOT)}
+    return {name.removeprefix(ROOT): value for name, value in sorted(weights.items()) if name.startswith(ROOT)}
 
 
 def is_timm_vit(state: Mapping[str, Tensor]) -> bool:

@@ -1,0 +1,89 @@
+"""First weights of a whole model: a run starts from a checkpoint, an export or a published file as it was, or says in one line why not."""
+
+import logging
+from pathlib import Path
+
+import published_files
+import pytest
+import tiny_run
+import torch
+
+from pipeline.core.errors import ConfigError, DataError
+from shards.dataset import Dataset
+from training.config import InitConfig, TrainingConfig
+from training.data import build_tokenizer
+from training.initialise import build_student
+from training.model_config import ModelConfig
+from training.tokenizer import SPECIAL, Tokenizer
+from training.weights.conversion import export, import_file
+from training.weights.published import published_from
+
+WORDS = Tokenizer([*SPECIAL, *(f"word{number}" for number in range(35))])
+SIZES = ModelConfig(
+    image_size=16, patch_size=8, vision_width=16, vision_depth=2, vision_heads=1, text_hidden=16, text_heads=1, text_layers=2, fusion_layers=2,
+    text_intermediate=64, vocab_size=40, max_positions=12, embed_dim=8,
+)  # fmt: skip
+
+
+def config(start: str, tokenizer: str | None = None, model: ModelConfig = SIZES) -> TrainingConfig:
+    return TrainingConfig(dataset="unused", max_tokens=8, model=model, init=InitConfig(checkpoint=start, tokenizer=tokenizer))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    torch.save({"model": published_files.tensors("pretrain")}, tmp_path / "published.pth")
+    import_file(str(tmp_path / "published.pth"), str(tmp_path / "checkpoint"), WORDS)
+    export(str(tmp_path / "checkpoint"), str(tmp_path / "exported"), "safetensors")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("start", ["published.pth", "checkpoint", "exported"])
+def test_a_student_starts_from_any_form_of_the_same_weights(folder: str, start: str) -> None:
+    student = build_student(config(f"{folder}/{start}"), WORDS)
+    expected = published_from(published_files.tensors("pretrain"), "file").student
+    assert all(torch.equal(value, expected[name]) for name, value in student.state_dict().items())
+
+
+def test_a_student_takes_larger_pictures_than_its_first_weights_did(folder: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        student = build_student(config(f"{folder}/checkpoint", model=SIZES.model_copy(update={"image_size": 32})), WORDS)
+    assert student.encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 17, 16)
+    assert "position embeddings resized from 2 x 2 to 4 x 4 patches" in caplog.text
+
+
+def test_of_a_file_without_a_head_it_starts_fresh_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"model": published_files.tensors("retrieval")}, tmp_path / "mscoco.pth")
+    student = build_student(config(str(tmp_path / "mscoco.pth")), WORDS)
+    assert "mscoco.pth has no trained mlm_head: they start fresh" in caplog.text
+    assert torch.equal(student.mlm_head.decoder.weight, student.text_encoder.embeddings.word.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_heads": 2}, r"training\.model\.vision_heads is 2, but .*step-0000000 was trained with 1"),
+        ({"image_pool": "mean"}, r"training\.model\.image_pool is 'mean', but .* was trained with 'cls'"),
+    ],
+)
+def test_what_the_shapes_do_not_show_is_compared(folder: str, change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_student(config(f"{folder}/checkpoint", model=SIZES.model_copy(update=change)), WORDS)
+
+
+def test_first_weights_of_another_depth_are_refused_with_every_key(folder: str) -> None:
+    with pytest.raises(DataError, match=r"unexpected fusion_encoder\.layers\.1\.cross_attention\.key\.bias, .*fusion_encoder\.layers\.1\.self_attention"):
+        build_student(config(f"{folder}/checkpoint", model=SIZES.model_copy(update={"fusion_layers": 1})), WORDS)
+
+
+def test_the_vocabulary_of_the_first_weights_is_taken_or_another_refused(folder: str) -> None:
+    tiny_run.write_dataset(Path(folder) / "dataset", samples=4, shards=1)
+    dataset = Dataset(f"{folder}/dataset")
+    assert build_tokenizer(config(f"{folder}/exported"), dataset).vocabulary() == WORDS.vocabulary()
+    Tokenizer([*SPECIAL, "other"]).save(f"{folder}/vocab.txt")
+    with pytest.raises(ConfigError, match=r"training\.init\.tokenizer .*vocab\.txt: other word pieces than those of .*checkpoint; set it to null"):
+        build_tokenizer(config(f"{folder}/checkpoint", tokenizer=f"{folder}/vocab.txt"), dataset)
+
+
+def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no weights here; expected a checkpoint folder, a folder that albef exported, or a published file"):
+        build_student(config(str(tmp_path)), WORDS)
