@@ -128,7 +128,7 @@ def test_an_imported_checkpoint_is_not_taken_for_a_run_to_go_on_with(world: Path
     [
         ("run/train/checkpoints", ["checkpoint of ours", "all checksums right", "step         3", "teacher      yes", "optimizer    yes", "temperature  0.0"]),
         ("back", ["checkpoint of ours", "imported     out.pth, pre-training", "optimizer    no: a run cannot go on from it, but start from it"]),
-        ("out.pth", ["published ALBEF file, pre-training", "teacher      yes", "queue        24 features, position 0", "1 and 1 assumed"]),
+        ("out.pth", ["published ALBEF file, pre-training", "teacher      yes", "queue        24 features, position 0", "1 and 1, as given or 64 wide"]),
         ("exported", ["model that albef exported", "tower        student", "step         3"]),
         ("vit.pth", ["timm ViT", "blocks       1 of width 32, patches of 16 px, 2 x 2 positions (32 px)", "classifier   no"]),
         ("bert", ["Hugging Face BERT", "num_hidden_layers 2", "MLM head     yes", "vocab.txt    yes"]),

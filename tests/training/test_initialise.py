@@ -10,6 +10,7 @@ import torch
 
 from pipeline.core.errors import ConfigError, DataError
 from shards.dataset import Dataset
+from shards.manifest import read_manifest
 from training.config import InitConfig, TrainingConfig
 from training.data import build_tokenizer
 from training.initialise import build_student
@@ -77,7 +78,7 @@ def test_first_weights_of_another_depth_are_refused_with_every_key(folder: str) 
 
 def test_the_vocabulary_of_the_first_weights_is_taken_or_another_refused(folder: str) -> None:
     tiny_run.write_dataset(Path(folder) / "dataset", samples=4, shards=1)
-    dataset = Dataset(f"{folder}/dataset")
+    dataset = Dataset(f"{folder}/dataset", read_manifest(f"{folder}/dataset"))
     assert build_tokenizer(config(f"{folder}/exported"), dataset).vocabulary() == WORDS.vocabulary()
     Tokenizer([*SPECIAL, "other"]).save(f"{folder}/vocab.txt")
     with pytest.raises(ConfigError, match=r"training\.init\.tokenizer .*vocab\.txt: other word pieces than those of .*checkpoint; set it to null"):

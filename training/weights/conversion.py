@@ -108,8 +108,10 @@ def export(path: str, out: str, file_format: str, tower: str | None = None) -> l
 def _published_file(source: Source, out: str, tower: str | None) -> tuple[dict[str, bytes], list[str]]:
     if tower is not None:
         raise ConfigError(f"--tower {tower}: a published file holds student and teacher; leave --tower out")
-    absent = [name for name, there in (("teacher", source.weights.teacher), ("queue", source.weights.queue)) if there is None]
-    return {_file(out, (".pth", ".pt")): torch_bytes({"model": published_state(source.weights)})}, [f"{name}: {source.path} has none" for name in absent]
+    left_out = [f"{name}: {source.path} has none" for name, there in (("teacher", source.weights.teacher), ("queue", source.weights.queue)) if there is None]
+    if source.weights.config.image_pool != "cls":
+        left_out.append(f"image_pool {source.weights.config.image_pool}: the original code projects [CLS], and would see another image_feat")
+    return {_file(out, (".pth", ".pt")): torch_bytes({"model": published_state(source.weights)})}, left_out
 
 
 def _portable(source: Source, out: str, tower: str | None) -> tuple[dict[str, bytes], list[str]]:
@@ -164,7 +166,7 @@ def _in_folder(out: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
 
 def _what_happened(source: Source, weights: Published) -> list[str]:
     before, after = source.weights.config.image_size, weights.config.image_size
-    lines = [f"{source.path}: {source.kind}, {len(weights.student)} tensors of the student in our names"]
+    lines = [f"{source.path}: {source.kind}"]
     lines.append("teacher: " + ("from the file" if weights.teacher is not None else "none"))
     lines.append("queue: " + (f"{len(weights.queue['image'])} features, position {weights.queue['position']}" if weights.queue else "none"))
     if before != after:

@@ -40,8 +40,8 @@ class Inspected:
         if self.model is not None:
             shown.append(f"    model        {_in_words(self.model)}")
         shown += [f"    {name:<12} {value}" for name, value in self.holds.items()]
-        shown += [f"    {count / 1e6:>9.2f}M     {name}" for name, count in self.parameters.items()]
-        return [*shown, f"    {sum(self.parameters.values()) / 1e6:>9.2f}M     parameters"]
+        shown += [f"    {count:>13,} {name}" for name, count in sorted(self.parameters.items(), key=lambda entry: -entry[1])]
+        return [*shown, f"    {sum(self.parameters.values()):>13,} parameters"]
 
 
 def inspect(path: str, vision_heads: int | None = None, text_heads: int | None = None) -> Inspected:
@@ -79,7 +79,7 @@ def _of_published(path: str, kind: str, weights: Published) -> Inspected:
     holds: dict[str, Any] = _temperature(weights.student) | {
         "teacher": "yes" if weights.teacher is not None else "no",
         "queue": f"{len(weights.queue['image'])} features, position {weights.queue['position']}" if weights.queue else "no",
-        "heads": f"{weights.config.vision_heads} and {weights.config.text_heads} assumed: the shapes do not tell",
+        "heads": f"{weights.config.vision_heads} and {weights.config.text_heads}, as given or 64 wide: the shapes do not tell",
     }
     return Inspected(path, kind, _by_root({**weights.student, **extra}), weights.config.model_dump(mode="json"), holds)
 
