@@ -35,7 +35,7 @@ def ingest_config(folder: Path, **changes: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ingest", "--help"], ["shards", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["ingest", "--help"], ["shards", "--help"], ["checkpoint", "--help"]])
 def test_help_answers_at_once_and_without_torch(arguments: list[str]) -> None:
     loaded = "import sys; sys.argv = ['albef', *{}]\nfrom pipeline.app.cli import main\ntry:\n main()\nfinally:\n assert 'torch' not in sys.modules"
     started = os.times()
