@@ -1,6 +1,8 @@
 """The fused objective against a plain one, groups, draws, and what happens at the edges."""
 
+import collections
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +95,51 @@ def test_the_fused_step_gives_the_losses_and_gradients_of_the_plain_one(dtype: t
             assert gradient.norm() <= floor, name
         else:
             assert (gradient - wanted[name]).norm() <= tolerance * torch.maximum(wanted[name].norm(), floor), name
+
+
+def called(model: Albef) -> dict[str, list[tuple[int, ...]]]:
+    """Shapes of what each of a model's modules is given from now on, by its name."""
+    shapes: dict[str, list[tuple[int, ...]]] = collections.defaultdict(list)
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda _, args, name=name: shapes[name].append(tuple(args[0].shape)))
+    return shapes
+
+
+def test_pictures_texts_and_pairs_go_through_in_one_pass_each() -> None:
+    (student, teacher), batch, queue = models(), ragged_batch(12, 6), FeatureQueue(10, TINY.embed_dim)
+    shapes, tokens = called(student), len(batch.packing.tokens)
+    pretrainer(student, 6)(batch, teacher, queue, 0.4)
+    assert shapes["image_encoder"] == [(12, 3, 32, 32)]
+    assert shapes["text_encoder"] == [(2 * tokens,)]
+    assert shapes["fusion_encoder"] == [(3 * tokens + batch.input_ids.numel(), 24)]
+    for layer in ("0", "1"):  # once a picture, not once a pair
+        assert shapes[f"fusion_encoder.layers.{layer}.cross_attention.key"] == [(12, 5, 32)]
+    assert shapes["fusion_encoder.layers.1.ffn"] == [(3 * 12 + len(batch.packing.predicted), 24)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "alpha", "student_has", "teacher_has"),
+    [
+        ({"itc": {}}, 0.4, {"image_encoder", "text_encoder", "image_projection"}, {"image_encoder", "text_encoder", "image_projection"}),
+        ({"itm": {}}, 0.0, {"image_encoder", "text_encoder", "image_projection", "fusion_encoder"}, {"image_encoder", "text_encoder", "image_projection"}),
+        (
+            {"itm": {"hard_from_step": None}, "mlm": {}},
+            0.4,
+            {"image_encoder", "text_encoder", "fusion_encoder"},
+            {"image_encoder", "text_encoder", "fusion_encoder"},
+        ),
+        ({"itm": {"hard_from_step": None}, "mlm": {}}, 0.0, {"image_encoder", "text_encoder", "fusion_encoder"}, set()),
+        ({"itm": {"hard_from_step": 1}, "mlm": {"soft_targets": False}}, 0.4, {"image_encoder", "text_encoder", "fusion_encoder"}, set()),
+    ],
+)
+def test_what_no_loss_reads_is_not_computed(losses: dict[str, dict[str, Any]], alpha: float, student_has: set[str], teacher_has: set[str]) -> None:
+    (student, teacher), batch, queue = models(), make_batch(4, 4), FeatureQueue(10, TINY.embed_dim)
+    of_student, of_teacher = called(student), called(teacher)
+    output = Pretrainer(student, {name: LOSSES[name](**options) for name, options in losses.items()}, 4)(batch, teacher, queue, alpha)
+    parts = {"image_encoder", "text_encoder", "image_projection", "fusion_encoder"}
+    assert parts & set(of_student) == student_has
+    assert parts & set(of_teacher) == teacher_has
+    assert (output.teacher_image_feat is None) == (output.teacher_text_feat is None) == ("itc" not in losses)
 
 
 def test_two_groups_in_one_micro_batch_equal_two_micro_batches() -> None:
