@@ -89,6 +89,9 @@ class TrainingConfig(Section):
     augment_on: Literal["cpu", "device"] = Field(default="cpu", description="where RandAugment runs; device: the same draws, in batches, beside the model")
 
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="compute type; parameters stay fp32 (DeepSpeed torch_autocast)")
+    compile: bool = Field(
+        default=False, description="torch.compile every block on its own: minutes at the start (it needs a C++ compiler), fewer passes over memory later"
+    )
     zero_stage: Literal[1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
     seed: int = Field(default=42, ge=0, description="seed of order, crops, masks, draws, dropout and first weights")
     num_workers: int = Field(default=4, ge=0, description="threads per rank that read and decode")

@@ -22,6 +22,7 @@ from shards.order.mixing import MixedDataset
 from shards.quarantine import Entry, num_samples
 from training import checkpoint, distributed, schedule
 from training.batch import Batch
+from training.compilation import compile_blocks
 from training.config import TrainingConfig
 from training.data import build_loader, build_tokenizer, open_dataset
 from training.data_wait import DataWait, WaitFigures, metrics_of, slowest_rank, warning
@@ -89,9 +90,13 @@ class Trainer:
         self.loader: ShardLoader[Batch] = build_loader(config, dataset, self.tokenizer, world, micro_batch_size, self.accumulation_steps)
         self.total_steps = min(config.max_steps or sys.maxsize, config.epochs * self.loader.steps_per_epoch)
         self.student = build_student(config, self.tokenizer)
+        if config.compile:
+            compile_blocks(self.student)
         self.engine = _deepspeed_engine(config, self.student, world, micro_batch_size, self.accumulation_steps)
         self.groups = flat_groups(self.engine.optimizer, self.student)
         self.teacher = Teacher(self.student, self.groups, config.momentum)
+        if config.compile:
+            compile_blocks(self.teacher.model)  # a copy of the student, which leaves compiled code behind
         self.queue = FeatureQueue(config.queue_size, self.student.config.embed_dim, world.device, seed=config.seed)
         self.state = TrainingState(position=self.loader.start())
         if resumed:
@@ -327,7 +332,7 @@ def split_of(config: TrainingConfig, world_size: int) -> tuple[int, int]:
 # What may differ between a checkpoint and the run that continues it; anything else would be another experiment.
 MAY_CHANGE = {
     "dataset", "manifest", "cache_gib", "cache_folder", "micro_batch_size", "num_workers", "torch_threads", "log_every_steps", "save_every_steps", "keep_last",
-    "evaluate_every_steps", "max_skipped_in_a_row", "quarantine_budget", "zero_stage", "init", "data_wait_window_steps", "data_wait_warn_share",
+    "compile", "evaluate_every_steps", "max_skipped_in_a_row", "quarantine_budget", "zero_stage", "init", "data_wait_window_steps", "data_wait_warn_share",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -62,7 +63,7 @@ class _Block:
     rows: FusionRows
     batch: Batch
 
-    @property
+    @cached_property
     def tokens(self) -> Grid:
         """Packed where the host knows the texts. Of drawn texts it cannot know the lengths without waiting for the device: they keep their padding."""
         if self.rows.text is None:
