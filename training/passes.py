@@ -39,21 +39,24 @@ def encode_texts(model: Albef, batch: Batch, *, clean: bool, masked: bool, clean
     if not texts:
         return TextStates(None, None, None)
     grid = stacked(*[tokens] * len(texts))
-    mask = torch.cat([batch.attention_mask] * len(texts))
+    view = View(OwnText.of(grid, torch.cat([batch.attention_mask] * len(texts))))
     ids = torch.cat([ids.flatten().index_select(0, tokens.slot_of_token) for ids in texts])
     positions = (tokens.slot_of_token % batch.input_ids.shape[1]).repeat(len(texts))
-    view, last = View(OwnText.of(grid, mask)), None
     if clean and clean_cls_only:
-        cls = tokens.first_tokens
-        others = torch.arange(num_tokens, num_tokens * len(texts), device=cls.device)
-        queries = stacked(_cls_grid(batch), *[tokens] * masked)
-        last = View(OwnText(queries, grid, view.text.mask), computed=torch.cat([cls, others]))
-    states = model.text_encoder(ids, positions, view, last)
+        cls, others = model.text_encoder(ids, positions, view, _only_cls_of_clean(batch, view, masked)).tensor_split([len(batch)])
+        return TextStates(cls, None, others if masked else None)
+    states = model.text_encoder(ids, positions, view)
     if not clean:
         return TextStates(None, None, states)
-    if clean_cls_only:
-        return TextStates(states[: len(batch)], None, states[len(batch) :] if masked else None)
     return TextStates(states.index_select(0, tokens.first_tokens), states[:num_tokens], states[num_tokens:] if masked else None)
+
+
+def _only_cls_of_clean(batch: Batch, view: View, masked: bool) -> View:
+    """Of all clean tokens [CLS], and all masked ones."""
+    tokens, num_tokens = batch.packing.tokens, len(batch.packing.tokens)
+    masked_tokens = torch.arange(num_tokens, num_tokens * (1 + masked), device=tokens.slot_of_token.device)
+    queries = stacked(_cls_grid(batch), *[tokens] * masked)
+    return View(OwnText(queries, view.text.keys, view.text.mask), computed=torch.cat([tokens.first_tokens, masked_tokens]))
 
 
 @dataclass(frozen=True)
