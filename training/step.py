@@ -11,6 +11,7 @@ from torch import Tensor
 
 from training.batch import Batch
 from training.feature_queue import FeatureQueue
+from training.kernels.vocabulary import Decoder
 from training.model import Albef
 from training.passes import FusionRows, TextStates, encode_texts, fuse
 
@@ -99,22 +100,14 @@ class Step:
             return _text_feat(self.teacher, self.teacher_texts)
 
     @cached_property
-    def sim_i2t(self) -> Float[Tensor, "b k"]:
-        """Student images against the teacher's texts of their group, then the queue; over the temperature. K = G + Q."""
-        return self._similarities(self.image_feat, self.teacher_text_feat, self.queue.text)
+    def sim_i2t(self) -> Float[Tensor, "b g"]:
+        """Student images against the teacher's texts of their group, over the temperature; what hard negatives are drawn by, without a gradient."""
+        return self._in_group(self.image_feat, self.teacher_text_feat)
 
     @cached_property
-    def sim_t2i(self) -> Float[Tensor, "b k"]:
-        """Student texts against the teacher's images of their group, then the queue; over the temperature. K = G + Q."""
-        return self._similarities(self.text_feat, self.teacher_image_feat, self.queue.image)
-
-    @cached_property
-    def teacher_sim_i2t(self) -> Float[Tensor, "b k"]:
-        return self._similarities(self.teacher_image_feat, self.teacher_text_feat, self.queue.text).detach()
-
-    @cached_property
-    def teacher_sim_t2i(self) -> Float[Tensor, "b k"]:
-        return self._similarities(self.teacher_text_feat, self.teacher_image_feat, self.queue.image).detach()
+    def sim_t2i(self) -> Float[Tensor, "b g"]:
+        """Student texts against the teacher's images of their group, over the temperature; what hard negatives are drawn by, without a gradient."""
+        return self._in_group(self.text_feat, self.teacher_image_feat)
 
     @cached_property
     def teacher_predicted(self) -> Float[Tensor, "s h"]:
@@ -124,23 +117,20 @@ class Step:
             return states
 
     @cached_property
-    def teacher_mlm_logits(self) -> Float[Tensor, "s v"]:
-        """The teacher's predictions at the selected positions of the masked texts."""
+    def teacher_mlm_decoder(self) -> Decoder:
+        """What the teacher predicts the selected positions of the masked texts from."""
         with torch.no_grad():
-            logits: Tensor = self.teacher.mlm_head(self.teacher_predicted)
-            return logits
+            decoder: Decoder = self.teacher.mlm_head.decoder_of(self.teacher_predicted)
+            return decoder
 
     def fuse(self, wanted: Sequence[FusionRows]) -> list[Tensor]:
         """One pass of the student's fusion layers over the wanted rows; their states in the same order."""
         return fuse(self.student, self.batch, self.texts, self.image_embeds, wanted) if wanted else []
 
-    def _similarities(self, queries: Float[Tensor, "b e"], keys: Float[Tensor, "b e"], queue: Float[Tensor, "q e"]) -> Float[Tensor, "b k"]:
-        with torch.autocast(queries.device.type, enabled=False):  # bf16 resolves a cosine to 0.004, which the temperature magnifies to 0.06 in the logits
-            grouped = torch.bmm(self._grouped(queries), self._grouped(keys).transpose(1, 2)).flatten(0, 1)
-            return torch.cat([grouped, queries @ queue.T], dim=1) / self.temperature
-
-    def _grouped(self, rows: Float[Tensor, "b e"]) -> Float[Tensor, "n g e"]:
-        return rows.view(self.num_groups, self.group_size, -1)
+    def _in_group(self, queries: Float[Tensor, "b e"], keys: Float[Tensor, "b e"]) -> Float[Tensor, "b g"]:
+        with torch.autocast(queries.device.type, enabled=False):  # as ITC
+            grouped, grouped_keys = (rows.detach().view(self.num_groups, self.group_size, -1) for rows in (queries, keys))
+            return torch.bmm(grouped, grouped_keys.transpose(1, 2)).flatten(0, 1) / self.temperature.detach()
 
 
 def at_least_fp32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

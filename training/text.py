@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from training.kernels.vocabulary import Decoder
 from training.model_config import ModelConfig
 from training.packing import Grid
 
@@ -204,8 +205,16 @@ class MaskedLanguageHead(nn.Module):
         self.decoder.weight = word_embedding.weight
 
     def forward(self, hidden: Float[Tensor, "*rows h"]) -> Float[Tensor, "*rows v"]:
-        logits: Tensor = self.decoder(self.norm(F.gelu(self.transform(hidden))))
+        logits: Tensor = self.decoder(self._transformed(hidden))
         return logits
+
+    def decoder_of(self, hidden: Float[Tensor, "s h"]) -> Decoder:
+        """All of `forward` but its last product, which makes the large matrix."""
+        return Decoder(self._transformed(hidden), self.decoder.weight, self.decoder.bias)
+
+    def _transformed(self, hidden: Float[Tensor, "*rows h"]) -> Float[Tensor, "*rows h"]:
+        states: Tensor = self.norm(F.gelu(self.transform(hidden)))
+        return states
 
 
 def initialise_as_bert(modules: Sequence[nn.Module], std: float) -> None:

@@ -1,4 +1,7 @@
-"""One step and three steps of the original code, dropout off, fp32: losses, logits, gradients, teacher, queue and weights must be the same."""
+"""One step and three steps of the original code, dropout off, fp32: losses, logits, gradients, teacher, queue and weights must be the same.
+
+Both ways to take a step are held against them: the fused one, which trains, and the plain one, which the fused one is compared with elsewhere.
+"""
 
 import copy
 import json
@@ -11,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.app.bench.plain_step import age, plain_losses
 from training.batch import Batch
 from training.feature_queue import FeatureQueue
 from training.losses import LOSSES
@@ -22,6 +26,7 @@ from training.weights import Published, import_published, published_names
 
 DATA = Path(__file__).parents[1] / "data"
 MOMENTUM = 0.995
+WAYS = ["fused", "plain"]
 
 
 class Golden:
@@ -60,18 +65,15 @@ class Golden:
             sample_keys=[str(i) for i in range(b)],
         )
 
-    def run(self, batch: Batch, alpha: float, drawn: dict[str, list[int]]) -> StepOutput:
+    def run(self, batch: Batch, alpha: float, drawn: dict[str, list[int]], way: str = "fused") -> StepOutput:
         """One forward pass; like the original, the teacher moves before its features are used."""
-        age(self.teacher, self.student)
+        age(self.teacher, self.student, MOMENTUM)
+        if way == "plain":
+            losses, image_feat, text_feat = plain_losses(self.student, self.teacher, self.queue, batch, alpha, negatives(drawn))
+            return StepOutput(losses, torch.stack(list(losses.values())).sum(), image_feat, text_feat, {})
         pretrainer = Pretrainer(self.student, {name: loss() for name, loss in LOSSES.items()}, self.group_size)
         output: StepOutput = pretrainer(batch, self.teacher, self.queue, alpha, negatives=negatives(drawn))
         return output
-
-
-@torch.no_grad()
-def age(teacher: Albef, student: Albef) -> None:
-    for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
-        slow.copy_(MOMENTUM * slow + (1 - MOMENTUM) * fast)
 
 
 def negatives(drawn: dict[str, list[int]]) -> Negatives:
@@ -88,11 +90,12 @@ def without_copies(golden: Golden, model: Albef) -> dict[str, Tensor]:
     return {golden.name(ours): parameter for ours, parameter in model.named_parameters()}
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-def test_losses_of_one_step_equal_the_originals(alpha: float) -> None:
+def test_losses_of_one_step_equal_the_originals(alpha: float, way: str) -> None:
     golden = Golden("albef_tiny")
     expected = golden.expected["results"][f"alpha{alpha}"]
-    output = golden.run(golden.batch("input", f"alpha{alpha}"), alpha, expected)
+    output = golden.run(golden.batch("input", f"alpha{alpha}"), alpha, expected, way)
     for name in LOSSES:
         assert output.losses[name].item() == pytest.approx(expected[f"loss_{name}"], rel=1e-5)
     assert output.total.item() == pytest.approx(expected["loss_total"], rel=1e-5)
@@ -120,11 +123,12 @@ def test_features_and_matching_logits_equal_the_originals() -> None:
         torch.testing.assert_close(value, wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-def test_gradient_norms_equal_the_originals(alpha: float) -> None:
+def test_gradient_norms_equal_the_originals(alpha: float, way: str) -> None:
     golden = Golden("albef_tiny")
     expected = golden.expected["results"][f"alpha{alpha}"]
-    golden.run(golden.batch("input", f"alpha{alpha}"), alpha, expected).total.backward()
+    golden.run(golden.batch("input", f"alpha{alpha}"), alpha, expected, way).total.backward()
     wanted = expected["grad_norm"]
     floor = 1e-6 * float(np.linalg.norm(list(wanted.values())))
     found = {name: parameter.grad.norm().item() for name, parameter in without_copies(golden, golden.student).items() if parameter.grad is not None}
@@ -133,9 +137,10 @@ def test_gradient_norms_equal_the_originals(alpha: float) -> None:
         assert abs(found[name] - norm) <= 1e-3 * max(norm, floor), name
 
 
-def test_stored_gradients_equal_the_originals_element_by_element() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_stored_gradients_equal_the_originals_element_by_element(way: str) -> None:
     golden = Golden("albef_tiny")
-    golden.run(golden.batch("input", "alpha0.4"), 0.4, golden.expected["results"]["alpha0.4"]).total.backward()
+    golden.run(golden.batch("input", "alpha0.4"), 0.4, golden.expected["results"]["alpha0.4"], way).total.backward()
     parameters = without_copies(golden, golden.student)
     for name in [name for name in golden.tensors if name.startswith("grad.")]:
         gradient, wanted = parameters[name.removeprefix("grad.")].grad, golden.tensors[name]
@@ -143,9 +148,10 @@ def test_stored_gradients_equal_the_originals_element_by_element() -> None:
         assert (gradient.reshape(wanted.shape) - wanted).norm() <= 1e-4 * wanted.norm(), name
 
 
-def test_teacher_and_queue_after_the_step_equal_the_originals() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_teacher_and_queue_after_the_step_equal_the_originals(way: str) -> None:
     golden = Golden("albef_tiny")
-    output = golden.run(golden.batch("input", "alpha0.4"), 0.4, golden.expected["results"]["alpha0.4"])
+    output = golden.run(golden.batch("input", "alpha0.4"), 0.4, golden.expected["results"]["alpha0.4"], way)
     push(golden.queue, output)
     torch.testing.assert_close(golden.queue.image, golden.tensors["after.image_queue"].T, atol=1e-6, rtol=0)
     torch.testing.assert_close(golden.queue.text, golden.tensors["after.text_queue"].T, atol=1e-6, rtol=0)
@@ -158,13 +164,14 @@ def test_teacher_and_queue_after_the_step_equal_the_originals() -> None:
             assert found[ours].norm().item() == pytest.approx(norm, rel=1e-6), name
 
 
-def test_three_optimizer_steps_equal_the_originals() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_three_optimizer_steps_equal_the_originals(way: str) -> None:
     golden = Golden("albef_three_steps")
     start = copy.deepcopy(golden.student), copy.deepcopy(golden.teacher)
     recipe = golden.expected["optimizer"]
     adamw = torch.optim.AdamW(parameter_groups(golden.student, recipe["weight_decay"]), lr=recipe["lr"], betas=recipe["betas"], eps=recipe["eps"])
     for number, expected in enumerate(golden.expected["steps"]):
-        output = golden.run(golden.batch(f"step{number}", f"step{number}"), expected["alpha"], expected)
+        output = golden.run(golden.batch(f"step{number}", f"step{number}"), expected["alpha"], expected, way)
         for name in LOSSES:
             assert output.losses[name].item() == pytest.approx(expected[f"loss_{name}"], rel=1e-5), (number, name)
         adamw.zero_grad()

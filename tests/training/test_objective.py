@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from tiny_albef import TINY, make_batch, models, pretrainer, ragged_batch
 from torch import Tensor
 
+from pipeline.app.bench.plain_step import plain_losses
 from pipeline.core.errors import ConfigError
 from training.batch import Batch
 from training.feature_queue import FeatureQueue
 from training.losses import LOSSES
 from training.losses.itm import ImageTextMatching, draw_negatives
-from training.losses.mlm import mean_over_groups
+from training.losses.mlm import weights_of_group_means
 from training.model import Albef
 from training.objective import Pretrainer, StepOutput
 from training.step import Negatives
@@ -24,32 +25,6 @@ from training.step import Negatives
 def rows_of(batch: Batch, rows: slice) -> Batch:
     cut = {field.name: getattr(batch, field.name)[rows] for field in dataclasses.fields(batch) if field.name not in ("mlm_positions", "packing", "randaugment")}
     return Batch(**cut)
-
-
-def plain_losses(student: Albef, teacher: Albef, queue: FeatureQueue, batch: Batch, alpha: float, negatives: Negatives) -> dict[str, Tensor]:
-    """One group as the paper writes it: every pass separately, soft targets spelled out, the head on all positions."""
-    b, mask, images = len(batch), batch.attention_mask, batch.pixels(student.image_projection.weight.dtype)
-    v, t = student.encode_image(images), student.encode_text(batch.input_ids, mask)
-    vm, tm = teacher.encode_image(images), teacher.encode_text(batch.input_ids, mask)
-    keys_t, keys_v = torch.cat([teacher.text_feat(tm), queue.text]), torch.cat([teacher.image_feat(vm), queue.image])
-    hard = torch.eye(b, len(keys_t), dtype=images.dtype)
-    directions = []
-    for query, teacher_query, keys in ((student.image_feat(v), teacher.image_feat(vm), keys_t), (student.text_feat(t), teacher.text_feat(tm), keys_v)):
-        target = alpha * (teacher_query @ keys.T / student.temperature).softmax(dim=1).detach() + (1 - alpha) * hard
-        directions.append(-(target * (query @ keys.T / student.temperature).log_softmax(dim=1)).sum(dim=1).mean())
-    fused = [
-        student.fuse(t, mask, v),
-        student.fuse(t, mask, v[negatives.image_for_text]),
-        student.fuse(t[negatives.text_for_image], mask[negatives.text_for_image], v),
-    ]
-    logits = torch.cat([student.itm_head(states[:, 0]) for states in fused])
-    itm = F.cross_entropy(logits, torch.tensor([1] * b + [0] * 2 * b))
-    predictions = student.mlm_head(student.fuse(student.encode_text(batch.masked_ids, mask), mask, v))
-    taught = teacher.mlm_head(teacher.fuse(teacher.encode_text(batch.masked_ids, mask), mask, vm)).softmax(dim=2)
-    chosen = batch.mlm_labels != -100
-    mlm = (1 - alpha) * F.cross_entropy(predictions[chosen], batch.mlm_labels[chosen])
-    mlm = mlm - alpha * (taught * predictions.log_softmax(dim=2)).sum(dim=2)[chosen].mean()
-    return {"itc": sum(directions) / 2, "itm": itm, "mlm": mlm}
 
 
 def gradients(student: Albef, total: Tensor) -> dict[str, Tensor]:
@@ -71,7 +46,7 @@ def plain_losses_of_groups(
     for start in range(0, len(batch), size):
         rows = slice(start, start + size)
         own = Negatives(*(index[rows] - start for index in negatives))
-        of_groups.append(plain_losses(student, teacher, queue, rows_of(batch, rows), alpha, own))
+        of_groups.append(plain_losses(student, teacher, queue, rows_of(batch, rows), alpha, own).losses)
     return {name: torch.stack([losses[name] for losses in of_groups]).mean() for name in LOSSES}
 
 
@@ -188,8 +163,8 @@ def test_a_batch_with_nothing_to_predict_has_mlm_loss_zero_and_finite_gradients(
 
 
 def test_a_group_without_a_selected_token_counts_as_zero() -> None:
-    loss = mean_over_groups(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 2]), 3)
-    assert loss.item() == pytest.approx((2 + 0 + 5) / 3)
+    weights = weights_of_group_means(torch.tensor([0, 0, 2]), 3)
+    assert (weights @ torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64)).item() == pytest.approx((2 + 0 + 5) / 3)
 
 
 def test_a_micro_batch_that_cannot_be_cut_into_groups_is_refused() -> None:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from training.kernels.contrast import contrast
 from training.passes import FusionRows
 from training.step import Read, Step
 
@@ -30,22 +30,10 @@ class ImageTextContrastive:
         return ()
 
     def __call__(self, step: Step, fused: Sequence[Tensor] = ()) -> Float[Tensor, ""]:  # noqa: ARG002
-        own = step.rows % step.group_size  # column of the pair itself: keys are the group's, then the queue's
-        step.metrics["itc/accuracy_i2t"] = _accuracy(step.sim_i2t, own)
-        step.metrics["itc/accuracy_t2i"] = _accuracy(step.sim_t2i, own)
         alpha = step.alpha if self.soft_targets else 0.0
-        i2t = _soft_cross_entropy(step.sim_i2t, step.teacher_sim_i2t, own, alpha)
-        t2i = _soft_cross_entropy(step.sim_t2i, step.teacher_sim_t2i, own, alpha)
-        return (i2t + t2i) / 2
-
-
-def _soft_cross_entropy(sim: Float[Tensor, "b k"], teacher_sim: Float[Tensor, "b k"], own: Int[Tensor, " b"], alpha: float) -> Float[Tensor, ""]:
-    """Against alpha * softmax(teacher) + (1 - alpha) * the pair itself, which splits into a soft and a hard cross-entropy."""
-    log_probability = sim.log_softmax(dim=1)
-    hard = F.nll_loss(log_probability, own)
-    soft = -(teacher_sim.softmax(dim=1) * log_probability).sum(dim=1).mean()
-    return (1 - alpha) * hard + alpha * soft
-
-
-def _accuracy(sim: Float[Tensor, "b k"], own: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-    return (sim.detach().argmax(dim=1) == own).float().mean()
+        image, text = step.teacher_image_feat, step.teacher_text_feat
+        i2t = contrast(step.image_feat, image, text, step.queue.text, step.temperature, alpha, step.group_size)
+        t2i = contrast(step.text_feat, text, image, step.queue.image, step.temperature, alpha, step.group_size)
+        step.metrics["itc/accuracy_i2t"] = i2t.correct.float().mean()
+        step.metrics["itc/accuracy_t2i"] = t2i.correct.float().mean()
+        return (i2t.loss.mean() + t2i.loss.mean()) / 2

@@ -45,7 +45,7 @@ class ImageTextMatching:
     def _drawn_negatives(self, step: Step) -> Negatives:
         first_of_group = step.rows - step.rows % step.group_size
         if self._draws_hard(step.step):
-            sim_t2i, sim_i2t = (sim.detach()[:, : step.group_size] for sim in (step.sim_t2i, step.sim_i2t))
+            sim_t2i, sim_i2t = step.sim_t2i, step.sim_i2t
         else:
             sim_t2i = sim_i2t = torch.zeros_like(step.batch.gumbel_i2t)
         return Negatives(

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from training.kernels.vocabulary import vocabulary_cross_entropy
 from training.passes import FusionRows
-from training.step import Read, Step, at_least_fp32
+from training.step import Read, Step
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,20 @@ class MaskedLanguageModeling:
         return (FusionRows(masked=True, states="predicted"),)
 
     def __call__(self, step: Step, fused: Sequence[Float[Tensor, "s h"]]) -> Float[Tensor, ""]:
-        assert step.batch.mlm_positions is not None
         (states,) = fused
-        logits = at_least_fp32(step.student.mlm_head(states))
-        labels = step.batch.mlm_labels.flatten().index_select(0, step.batch.mlm_positions)
+        positions = step.batch.mlm_positions
+        assert positions is not None
         alpha = step.alpha if self.soft_targets else 0.0
-        token_loss = (1 - alpha) * F.cross_entropy(logits, labels, reduction="none")
-        if alpha > 0:
-            teacher = at_least_fp32(step.teacher_mlm_logits).softmax(dim=1)
-            token_loss = token_loss - alpha * (teacher * logits.log_softmax(dim=1)).sum(dim=1)
-        group = step.batch.mlm_positions // (step.batch.mlm_labels.shape[1] * step.group_size)
-        return mean_over_groups(token_loss, group, step.num_groups)
+        labels = step.batch.mlm_labels.flatten().index_select(0, positions)
+        group = positions // (step.batch.mlm_labels.shape[1] * step.group_size)
+        teacher = step.teacher_mlm_decoder if alpha > 0 else None
+        return vocabulary_cross_entropy(step.student.mlm_head.decoder_of(states), teacher, labels, weights_of_group_means(group, step.num_groups), alpha)
 
 
-def mean_over_groups(token_loss: Float[Tensor, " s"], group: Int[Tensor, " s"], num_groups: int) -> Float[Tensor, ""]:
-    """The mean of each group's own mean; a group without a selected token counts as 0, where the original divides 0 by 0."""
+def weights_of_group_means(group: Int[Tensor, " s"], num_groups: int) -> Float[Tensor, " s"]:
+    """Weights that make a sum over tokens the mean over groups of each group's own mean.
+
+    A group without a selected token counts as 0, where the original divides 0 by 0.
+    """
     counts = torch.zeros(num_groups, dtype=torch.long, device=group.device).index_add(0, group, torch.ones_like(group))
-    return (token_loss / counts[group]).sum() / num_groups
+    return 1 / (counts[group] * num_groups).double()  # the sum decides its precision
