@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 2**23  # of a matrix of logits at one time: 32 MiB in fp32
+CHUNK_ELEMENTS = 2**25  # logits at one time: 128 MiB in fp32, 1,099 rows of BERT's vocabulary
 
 
 class Decoder(NamedTuple):
@@ -44,7 +44,9 @@ def vocabulary_cross_entropy(
 
 
 class _VocabularyCrossEntropy(torch.autograd.Function):
-    """Gradients are made while a piece's logits are there, so the backward pass neither keeps nor repeats them; it only scales."""
+    """The gradient with respect to a piece's logits is made while they are there. Of one piece it is kept; of several the parameters' gradients are
+    added up at once, and the backward pass only scales them: with one piece that would cost two more walks through a matrix as large as the weight.
+    """
 
     @staticmethod
     def forward(
@@ -59,25 +61,48 @@ class _VocabularyCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         chunk_elements: int,
     ) -> Tensor:
+        chunks = _row_chunks(len(states), len(weight), chunk_elements)
         with torch.autocast(states.device.type, enabled=False):
             student = Decoder(states.to(dtype), weight.to(dtype), bias.to(dtype))
             taught = None if teacher is None else Decoder(*(tensor.to(dtype) for tensor in teacher))
+            pieces = (
+                _loss_and_gradient(student.logits(rows, dtype), taught and taught.logits(rows, dtype), labels[rows], row_weights[rows], alpha)
+                for rows in chunks
+            )
+            ctx.in_one_piece = len(chunks) == 1
+            if ctx.in_one_piece:
+                loss, to_logits = next(pieces)
+                ctx.save_for_backward(to_logits.to(dtype), states, weight, bias)
+                return loss
             total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=states.device)
-            to_states, to_weight, to_bias = (torch.zeros_like(tensor) for tensor in (states, weight, bias))
-            for rows in _row_chunks(len(states), len(weight), chunk_elements):
-                loss, to_logits = _loss_and_gradient(student.logits(rows, dtype), taught and taught.logits(rows, dtype), labels[rows], row_weights[rows], alpha)
+            gradients = [torch.zeros_like(tensor) for tensor in (states, weight, bias)]
+            for rows, (loss, to_logits) in zip(chunks, pieces, strict=True):
                 total += loss
-                to_bias += to_logits.sum(dim=0)
-                to_logits = to_logits.to(dtype)
-                to_states[rows] = to_logits @ student.weight
-                _add_product(to_weight, to_logits.T, student.states[rows])
-        ctx.save_for_backward(to_states, to_weight, to_bias)
+                _add_gradients(gradients, to_logits.to(dtype), student, rows)
+        ctx.save_for_backward(*gradients)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return *(loss_gradient.to(gradient.dtype) * gradient for gradient in ctx.saved_tensors), *[None] * 6
+        if not ctx.in_one_piece:
+            return *(loss_gradient.to(gradient.dtype) * gradient for gradient in ctx.saved_tensors), *[None] * 6
+        to_logits, states, weight, bias = ctx.saved_tensors
+        with torch.autocast(states.device.type, enabled=False):
+            to_logits = to_logits * loss_gradient.to(to_logits.dtype)
+            to_states, to_weight = to_logits @ weight.to(to_logits.dtype), to_logits.T @ states.to(to_logits.dtype)
+        return to_states.to(states.dtype), to_weight.to(weight.dtype), to_logits.sum(dim=0).to(bias.dtype), *[None] * 6
+
+
+def _add_gradients(gradients: list[Tensor], to_logits: Float[Tensor, "c v"], student: Decoder, rows: slice) -> None:
+    """Of the states' own rows, the weight and the bias; of bf16 factors only the products are rounded, not the sums."""
+    to_states, to_weight, to_bias = gradients
+    to_states[rows] = to_logits @ student.weight
+    if to_weight.dtype == to_logits.dtype:
+        to_weight.addmm_(to_logits.T, student.states[rows])
+    else:
+        to_weight += to_logits.T @ student.states[rows]
+    to_bias += to_logits.sum(dim=0)
 
 
 def _loss_and_gradient(
@@ -97,14 +122,7 @@ def _loss_and_gradient(
     return ((log_total - target_logit) * weights).sum(), gradient.mul_(weights)
 
 
-def _add_product(total: Float[Tensor, "v h"], left: Float[Tensor, "v c"], right: Float[Tensor, "c h"]) -> None:
-    """total += left @ right; of bf16 factors only the product is rounded, not the sum."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
-
-
 def _row_chunks(rows: int, vocabulary: int, chunk_elements: int) -> list[slice]:
+    """At least one, even if empty."""
     size = max(1, chunk_elements // vocabulary)
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    return [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]
