@@ -36,6 +36,7 @@ from training.objective import Pretrainer, StepOutput
 from training.optim import parameter_groups
 from training.quarantine_budget import QuarantineBudget, write_quarantine
 from training.teacher import Teacher
+from training.throughput import Throughput, matrix_product_rate
 from training.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,8 @@ class Trainer:
         self._data_warned_at = -config.data_wait_window_steps
         self.data_wait = DataWait(self.loader.stage_times, config.data_wait_window_steps)
         self.quarantine_budget = QuarantineBudget(config.quarantine_budget, dataset.num_samples, dataset.name_of)
+        rate = matrix_product_rate(world.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+        self.throughput = Throughput(self.student.config, self.engine.module.losses, config.group_size, config.queue_size, rate)
         self.metrics = Metrics(run_folder / "train", self.state.step, config.log_every_steps) if world.rank == 0 else None
         log.info(
             "stage train: DeepSpeed ZeRO-%d %s, %d rank(s) x %d pairs x %d accumulation, %d items, step %d of %d, %.1fM parameters",
@@ -130,7 +133,7 @@ class Trainer:
                     self._push_features(outputs)
                 losses = self._mean_losses(outputs)
                 self._advance(position, applied, micro_batches, losses)
-                self._report(losses, data_wait_s, time.perf_counter() - waiting_since)
+                self._report(micro_batches, losses, data_wait_s, time.perf_counter() - waiting_since)
                 self._after_step()
                 self.data_wait.begin()
                 waiting_since = time.perf_counter()
@@ -190,19 +193,21 @@ class Trainer:
         keys = [key for batch in micro_batches for key in batch.sample_keys]
         log.warning("step %d skipped: non-finite loss or gradient (losses %s); samples on this rank: %s", self.state.step, losses, " ".join(keys[:64]))
 
-    def _report(self, losses: dict[str, float], data_wait_s: float, step_s: float) -> None:
+    def _report(self, micro_batches: Sequence[Batch], losses: dict[str, float], data_wait_s: float, step_s: float) -> None:
         self.data_wait.record(data_wait_s, step_s)
         ranks = self._data_wait_of_ranks() if self.state.step % self.config.log_every_steps == 0 else []
         if self.metrics is None:
             return
         last = self.state.step - 1
-        values = losses | {
+        pairs_per_s = self.config.global_batch_size / step_s
+        used = self.throughput.figures(micro_batches, self._alpha(last), last, pairs_per_s / self.world.world_size)  # texts of rank 0 stand for all
+        values = losses | used | {
             "lr": self._learning_rate(last),
             "alpha": self._alpha(last),
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
             "epoch": last / self.loader.steps_per_epoch,
             "pairs": self.state.step * self.config.global_batch_size,
-            "pairs_per_s": self.config.global_batch_size / step_s,
+            "pairs_per_s": pairs_per_s,
             "data_wait_s": data_wait_s,
             "skipped_steps": float(self.state.skipped_steps),
         }

@@ -40,6 +40,8 @@ def _shown(name: str) -> bool:
         "alpha",
         "grad_norm",
         "pairs_per_s",
+        "tflops",
+        "mfu",
         "data_wait_s",
         "skipped_steps",
         "data/wait_p50_s",
