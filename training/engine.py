@@ -201,16 +201,20 @@ class Trainer:
         last = self.state.step - 1
         pairs_per_s = self.config.global_batch_size / step_s
         used = self.throughput.figures(micro_batches, self._alpha(last), last, pairs_per_s / self.world.world_size)  # texts of rank 0 stand for all
-        values = losses | used | {
-            "lr": self._learning_rate(last),
-            "alpha": self._alpha(last),
-            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
-            "epoch": last / self.loader.steps_per_epoch,
-            "pairs": self.state.step * self.config.global_batch_size,
-            "pairs_per_s": pairs_per_s,
-            "data_wait_s": data_wait_s,
-            "skipped_steps": float(self.state.skipped_steps),
-        }
+        values = (
+            losses
+            | used
+            | {
+                "lr": self._learning_rate(last),
+                "alpha": self._alpha(last),
+                "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+                "epoch": last / self.loader.steps_per_epoch,
+                "pairs": self.state.step * self.config.global_batch_size,
+                "pairs_per_s": pairs_per_s,
+                "data_wait_s": data_wait_s,
+                "skipped_steps": float(self.state.skipped_steps),
+            }
+        )
         if ranks:
             slowest = slowest_rank(ranks)
             values |= metrics_of(ranks[slowest], slowest)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from training.batch import Batch
 from training.model_config import ModelConfig
 
+Count = int | float
 FORWARD_AND_BACKWARD = 3  # of a product both of whose factors need a gradient
 
 
@@ -14,9 +15,9 @@ FORWARD_AND_BACKWARD = 3  # of a product both of whose factors need a gradient
 class Texts:
     """Lengths of a batch's texts in tokens, as means over its pairs."""
 
-    tokens: float  # of a text
-    predicted: float  # of these that MLM predicts
-    drawn_tokens: float  # of ITM's drawn texts: where they keep their padding, that counts too
+    tokens: Count  # of a text
+    predicted: Count  # of these that MLM predicts
+    drawn_tokens: Count  # of ITM's drawn texts: where they keep their padding, that counts too
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class Objectives:
 class _Row(NamedTuple):
     """A text beside a picture in the fusion layers: tokens computed in all layers but the last, and in the last."""
 
-    tokens: float
-    last: float
+    tokens: Count
+    last: Count
 
 
-Parts = dict[str, float]  # FLOPs of a pair by part, "student/fusion", forward and backward together; the sum is the step's
+Parts = dict[str, Count]  # FLOPs of a pair by part, "student/fusion", forward and backward together; the sum is the step's
 
 
 def texts_of(batches: Sequence[Batch]) -> Texts:
@@ -72,13 +73,14 @@ def fused_step(config: ModelConfig, texts: Texts, group_size: int, queue_size: i
     o, tokens = objectives, texts.tokens
     rows = [_Row(tokens, 1), _Row(tokens, 1), _Row(texts.drawn_tokens, 1)] * o.itm + [_Row(tokens, texts.predicted)] * o.mlm
     features = o.itc or (o.itm and o.hard_negatives)
+    projected = FORWARD_AND_BACKWARD if o.itc else 1  # hard negatives are drawn without a gradient
     clean, masked = o.itc or o.itm, o.mlm
     patches = _patches(config)
     student = {
         "vision": FORWARD_AND_BACKWARD * vision(config) - patches,  # pictures need no gradient
         "text": FORWARD_AND_BACKWARD * (clean + masked) * _text(config, tokens, tokens),
         "fusion": FORWARD_AND_BACKWARD * _fusion(config, rows, pictures=bool(rows)),
-        "heads": FORWARD_AND_BACKWARD * (features * _projections(config) + len(rows[:3]) * o.itm * _matching(config) + o.mlm * _words(config, texts.predicted)),
+        "heads": FORWARD_AND_BACKWARD * (3 * o.itm * _matching(config) + o.mlm * _words(config, texts.predicted)) + features * projected * _projections(config),
     }
     distilled = [_Row(tokens, texts.predicted)] if o.mlm_soft_targets else []
     teacher = {
@@ -112,7 +114,7 @@ def plain_step(config: ModelConfig, texts: Texts, group_size: int, queue_size: i
     return _named(student, teacher) | {"similarities": 2.0 * config.embed_dim * keys}
 
 
-def vision(config: ModelConfig) -> float:
+def vision(config: ModelConfig) -> Count:
     """The image encoder's forward pass over one picture."""
     tokens, width = 1 + config.num_patches, config.vision_width
     hidden = int(width * config.vision_mlp_ratio)
@@ -120,16 +122,16 @@ def vision(config: ModelConfig) -> float:
     return _patches(config) + config.vision_depth * float(block)
 
 
-def _patches(config: ModelConfig) -> float:
+def _patches(config: ModelConfig) -> Count:
     return 2.0 * config.num_patches * 3 * config.patch_size**2 * config.vision_width
 
 
-def _text(config: ModelConfig, tokens: float, last: float) -> float:
+def _text(config: ModelConfig, tokens: Count, last: Count) -> Count:
     """The text layers over one text, whose last layer computes `last` of the tokens."""
     return (config.text_layers - 1) * _text_layer(config, tokens, tokens) + _text_layer(config, last, tokens)
 
 
-def _fusion(config: ModelConfig, rows: Sequence[_Row], pictures: bool) -> float:
+def _fusion(config: ModelConfig, rows: Sequence[_Row], pictures: bool) -> Count:
     """The fusion layers over the rows of one picture, its keys and values projected once a layer."""
     below = sum(_fusion_layer(config, row.tokens, row.tokens) for row in rows)
     last = sum(_fusion_layer(config, row.last, row.tokens) for row in rows)
@@ -137,27 +139,27 @@ def _fusion(config: ModelConfig, rows: Sequence[_Row], pictures: bool) -> float:
     return (config.fusion_layers - 1) * below + last + pictures * config.fusion_layers * projected
 
 
-def _text_layer(config: ModelConfig, queries: float, tokens: float) -> float:
+def _text_layer(config: ModelConfig, queries: Count, tokens: Count) -> Count:
     """Query and output, key and value, their attention, and the feed-forward part."""
     width = config.text_hidden
     return 4 * width * (queries * width + tokens * width + queries * tokens + queries * config.text_intermediate)
 
 
-def _fusion_layer(config: ModelConfig, queries: float, tokens: float) -> float:
+def _fusion_layer(config: ModelConfig, queries: Count, tokens: Count) -> Count:
     """The same and cross-attention, but for the picture's keys and values."""
     width = config.text_hidden
     return _text_layer(config, queries, tokens) + 4 * width * queries * (width + 1 + config.num_patches)
 
 
-def _projections(config: ModelConfig) -> float:
+def _projections(config: ModelConfig) -> Count:
     return 2.0 * config.embed_dim * (config.vision_width + config.text_hidden)
 
 
-def _matching(config: ModelConfig) -> float:
+def _matching(config: ModelConfig) -> Count:
     return 2.0 * config.text_hidden * 2
 
 
-def _words(config: ModelConfig, tokens: float) -> float:
+def _words(config: ModelConfig, tokens: Count) -> Count:
     return 2.0 * tokens * config.text_hidden * (config.text_hidden + config.vocab_size)
 
 

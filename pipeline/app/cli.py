@@ -179,6 +179,20 @@ def bench_shards_simulation(
     _show_rows("shards-simulation", simulation.run(names, simulation.Scale(nodes, hours, step_s)), json)
 
 
+@bench_app.command("train")
+def bench_train(
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the rows with command, commit and machine.")] = None,
+    cases: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="What to measure; default: everything this machine can run.")] = None,
+    rounds: Annotated[int, typer.Option(help="The fused and the plain step in turn; the figures are medians.", min=1)] = 3,
+) -> None:
+    """The fused step beside the original's passes: pairs per second, memory, useful FLOPs; on a GPU also MFU. Its progress is on stderr."""
+    from pipeline.app.bench import train as benchmark
+
+    logs.configure()
+    names = cases.split(",") if cases is not None else benchmark.default_cases()
+    _show_rows("train", benchmark.run(names, benchmark.Scale(rounds)), json)
+
+
 def _show_rows(name: str, rows: "list[BenchRow]", json: str | None) -> None:
     from pipeline.app.bench.row import write_rows
 

@@ -1,0 +1,86 @@
+"""`albef bench train` in small: what both ways compute, that memory and rows are what they are called. How fast, no test says."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pipeline.app import cli
+from pipeline.app.bench import train
+from pipeline.app.bench.live_memory import peak_bytes
+from pipeline.app.bench.plain_step import plain_losses
+from pipeline.core.errors import ConfigError
+from training.model_config import ModelConfig
+from training.step import Negatives
+
+TINY = train.Sizes(
+    ModelConfig(
+        image_size=32, vision_width=32, vision_depth=1, vision_heads=2, text_hidden=24, text_heads=2, text_layers=1, fusion_layers=2, text_intermediate=48,
+        vocab_size=300, max_positions=32, hidden_dropout=0.0, attention_dropout=0.0, embed_dim=8,
+    ),
+    pairs=6, queue_size=10,
+)  # fmt: skip
+
+
+def test_the_peak_is_what_tensors_held_at_once_freed_ones_not_counted() -> None:
+    def work() -> None:
+        first = torch.zeros(1_000_000)
+        del first
+        second, third = torch.zeros(500_000), torch.zeros(1_000_000)
+        del second, third
+
+    assert 6_000_000 <= peak_bytes(work) < 6_100_000
+
+
+def test_about_half_of_a_batchs_tokens_are_padding_and_all_of_it_repeats_by_its_seed() -> None:
+    batch, again = (train.drawn_batch(train.DEMO.model, 256, 64) for _ in range(2))
+    assert batch.input_ids.shape == (256, 30)
+    assert 0.4 < 1 - batch.attention_mask.float().mean().item() < 0.55
+    assert 0.1 < len(batch.mlm_positions) / batch.attention_mask.sum().item() < 0.2
+    assert torch.equal(batch.images, again.images)
+    assert torch.equal(batch.masked_ids, again.masked_ids)
+
+
+def test_both_ways_step_with_the_same_losses() -> None:
+    steps, batch = train.Steps(TINY, 6, torch.device("cpu")), train.drawn_batch(TINY.model, 6, 6)
+    negatives = Negatives(torch.tensor([1, 2, 3, 4, 5, 0]), torch.tensor([3, 3, 0, 1, 2, 4]))
+    fused = steps.pretrainer(batch, steps.teacher, steps.queue, train.ALPHA, negatives=negatives).losses
+    plain = plain_losses(steps.student, steps.teacher, steps.queue, batch, train.ALPHA, negatives).losses
+    for name, loss in plain.items():
+        assert fused[name].item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("way", ["fused", "plain"])
+def test_each_way_moves_student_teacher_and_queue(way: str) -> None:
+    steps, batch = train.Steps(TINY, 6, torch.device("cpu")), train.drawn_batch(TINY.model, 6, 6)
+    before = {name: value.clone() for name, value in steps.student.state_dict().items()}
+    queue = steps.queue.image.clone()
+    getattr(steps, way)(batch)
+    assert all((value != before[name]).any() for name, value in steps.student.state_dict().items() if not name.endswith("key.bias"))
+    assert any((value != before[name]).any() for name, value in steps.teacher.state_dict().items())
+    assert ((steps.queue.image != queue).any(dim=1) == (torch.arange(10) < 6)).all()
+
+
+def test_a_case_gives_a_row_for_speed_and_one_for_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(train.CASES, "demo", partial(train.whole_steps, "demo", replace(TINY)))
+    written = tmp_path / "rows.json"
+    result = CliRunner().invoke(cli.bench_app, ["train", "--cases", "demo,base-flops", "--rounds", "1", "--json", str(written)])
+    assert result.exit_code == 0, result.output
+    rows = {row["case"]: row for row in json.loads(written.read_text())["rows"]}
+    assert set(rows) == {"demo", "demo-memory", "base-flops-padded", "base-flops-packed"}
+    assert rows["demo"]["unit"] == "pairs/CPU-s"
+    assert rows["demo-memory"]["ratio"] > 1, "the fused step holds less"
+    assert rows["base-flops-padded"]["ours"] <= 260
+    assert rows["base-flops-packed"]["ours"] <= 235
+    assert rows["base-flops-packed"]["peer"] == 300
+
+
+def test_without_a_gpu_its_case_is_not_among_the_default_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "gpu" not in train.default_cases()
+    with pytest.raises(ConfigError, match="no such case"):
+        train.run(["speed"], train.Scale(1))
