@@ -16,7 +16,7 @@ from shards.writer import SampleToWrite, write_shard
 WORDS = ("red", "blue", "dog", "cat", "on", "the", "grass", "with", "a", "hat")
 
 
-TIMINGS = ("pairs_per_s", "data_wait_s", "ranks")  # and data/*
+TIMINGS = ("pairs_per_s", "tflops", "mfu", "data_wait_s", "ranks")  # and data/*
 
 
 def write_dataset(folder: Path, samples: int = 96, shards: int = 3) -> None:

@@ -48,6 +48,12 @@ def test_the_log_names_stage_and_engine(uninterrupted: Path) -> None:
     assert "stage train: DeepSpeed ZeRO-1 fp32, 1 rank(s)" in (uninterrupted / "log.txt").read_text()
 
 
+def test_every_step_says_how_much_of_the_device_it_used(uninterrupted: Path) -> None:
+    for record in map(json.loads, (uninterrupted / "train" / "metrics.jsonl").read_text().splitlines()):
+        assert record["tflops"] > 0
+        assert 0 < record["mfu"] < 10, "a share, if of a rate measured beside other work"
+
+
 def test_accumulating_two_micro_batches_gives_the_losses_of_one(dataset: Path, uninterrupted: Path, tmp_path: Path) -> None:
     assert tiny_run.train(tiny_run.configuration(tmp_path, dataset, micro_batch_size=8)).returncode == 0
     assert_same_losses(tmp_path, uninterrupted, relative=1e-5)
