@@ -26,11 +26,18 @@ class InitConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW with a linear warm-up and a per-step cosine."""
+    """AdamW and its learning rate."""
 
     peak_lr: float = Field(default=1e-4, gt=0, description="learning rate after the warm-up")
     final_lr: float = Field(default=1e-5, ge=0, description="learning rate of the last step")
-    warmup_steps: int = Field(default=1000, ge=0, description="optimizer steps of linear warm-up from 0")
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="optimizer steps of warm-up; null is the schedule's own: 1,000 (paper), 2,000 in stairs of 100 (original_code)"
+    )
+    reference_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="global batch that peak_lr is meant for: with another one the peak, and it alone, is scaled linearly; null takes peak_lr as it is",
+    )
     weight_decay: float = Field(default=0.02, ge=0, description="AdamW decay of weights with two or more dimensions, and of the temperature")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW moment decays")
     epsilon: float = Field(default=1e-8, gt=0, description="AdamW epsilon")
@@ -64,12 +71,19 @@ class TrainingConfig(Section):
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW and its schedule")
     losses: dict[str, dict[str, Any] | None] = Field(default={"itc": None, "itm": None, "mlm": None}, min_length=1, description="objectives and their options")
 
+    schedule: Literal["paper", "original_code"] = Field(
+        default="paper",
+        description="of the learning rate. paper: from 0 in a straight line, then a cosine by steps to final_lr at the last; "
+        "original_code: stairs of 100 steps from 1e-5, then a cosine by epochs, which max_steps does not shorten",
+    )
     epochs: int = Field(default=30, ge=1, description="passes over the dataset")
-    max_steps: int | None = Field(default=None, ge=1, description="end after this many optimizer steps even if epochs are left; the schedules end there too")
+    max_steps: int | None = Field(default=None, ge=1, description="end after this many optimizer steps even if epochs are left; schedule paper ends there too")
     epoch_over: Literal["pairs", "images"] = Field(default="pairs", description="one item per (picture, caption), or per picture with one caption drawn")
     global_batch_size: int = Field(default=512, ge=1, description="pairs per optimizer step over all ranks; constant whatever the number of ranks")
     micro_batch_size: int | None = Field(default=None, ge=1, description="pairs per rank and pass; null divides the global batch by the ranks")
-    group_size: int = Field(default=64, ge=2, description="consecutive pairs that are each other's in-batch keys and ITM negatives")
+    group_size: int = Field(
+        default=64, ge=1, description="consecutive pairs that are each other's in-batch keys and ITM negatives; alone in its group, a pair has none of either"
+    )
 
     momentum: float = Field(default=0.995, ge=0, le=1, description="decay of the teacher's moving average")
     alpha: float = Field(default=0.4, ge=0, le=1, description="weight of the teacher's soft targets after the ramp")
@@ -134,5 +148,11 @@ class TrainingConfig(Section):
         if self.manifest is not None and not isinstance(self.dataset, str):
             raise ValueError("manifest pins one dataset; of a blend, give each dataset its own manifest")
         if self.global_batch_size % self.group_size:
-            raise ValueError(f"global_batch_size {self.global_batch_size} is not a multiple of group_size {self.group_size}")
+            fitting = divisors(self.global_batch_size)
+            raise ValueError(f"global_batch_size {self.global_batch_size} is not a multiple of group_size {self.group_size}; group sizes that fit: {fitting}")
         return self
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, ascending."""
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

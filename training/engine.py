@@ -23,7 +23,7 @@ from shards.quarantine import Entry, num_samples
 from training import checkpoint, distributed, schedule
 from training.batch import Batch
 from training.compilation import compile_blocks
-from training.config import TrainingConfig
+from training.config import TrainingConfig, divisors
 from training.data import build_loader, build_tokenizer, open_dataset
 from training.data_wait import DataWait, WaitFigures, metrics_of, slowest_rank, warning
 from training.distributed import World
@@ -309,31 +309,28 @@ class Trainer:
         log.info("resumed from %s", saved.path)
 
     def _learning_rate(self, step: int) -> float:
-        recipe = self.config.optimizer
-        return schedule.learning_rate(step, self.total_steps, recipe.warmup_steps, recipe.peak_lr, recipe.final_lr)
+        return schedule.learning_rate(self.config, step, self.loader.steps_per_epoch, self.total_steps)
 
     def _alpha(self, step: int) -> float:
-        ramp = self.loader.steps_per_epoch if self.config.alpha_ramp_steps is None else self.config.alpha_ramp_steps
-        return schedule.alpha(max(0, step - self.config.alpha_start_step), ramp, self.config.alpha)
+        return schedule.alpha(self.config, step, self.loader.steps_per_epoch)
 
 
 def split_of(config: TrainingConfig, world_size: int) -> tuple[int, int]:
-    """(micro-batch size, accumulation steps) that make the global batch on this many ranks.
+    """(micro-batch size, accumulation steps) that make the global batch on this many ranks: any product of the three, with groups left whole.
 
-    Raises ConfigError when no split exists, naming the numbers of ranks that fit.
+    Raises ConfigError when no split exists, naming the numbers of ranks, or the micro-batch sizes, that fit.
     """
-    fitting = [ranks for ranks in range(1, config.global_batch_size // config.group_size + 1) if config.global_batch_size % (ranks * config.group_size) == 0]
-    if config.global_batch_size % (world_size * config.group_size):
+    per_rank, left = divmod(config.global_batch_size, world_size)
+    if left or per_rank % config.group_size:
         raise ConfigError(
             f"training.global_batch_size {config.global_batch_size} cannot be split over {world_size} ranks in groups of {config.group_size}; "
-            f"ranks that fit: {fitting}"
+            f"ranks that fit: {divisors(config.global_batch_size // config.group_size)}"
         )
-    per_rank = config.global_batch_size // world_size
     micro_batch_size = config.micro_batch_size or per_rank
     if per_rank % micro_batch_size or micro_batch_size % config.group_size:
         raise ConfigError(
-            f"training.micro_batch_size {micro_batch_size} must divide the {per_rank} pairs a rank has per step "
-            f"and be a multiple of group_size {config.group_size}"
+            f"training.micro_batch_size {micro_batch_size} must divide the {per_rank} pairs a rank has per step and be a multiple of "
+            f"group_size {config.group_size}; sizes that fit: {[config.group_size * groups for groups in divisors(per_rank // config.group_size)]}"
         )
     return micro_batch_size, per_rank // micro_batch_size
 

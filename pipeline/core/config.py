@@ -1,4 +1,4 @@
-"""Configuration: frozen sections, one YAML file, then `section.key=value` overrides; every error names the full key."""
+"""Configuration: frozen sections, one YAML file (and the one it builds on), then `section.key=value` overrides; every error names the full key."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -26,21 +26,12 @@ S = TypeVar("S", bound=Section)
 def load(schema: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
     """Read a YAML file, apply `section.key=value` overrides in order, and validate.
 
+    A file that begins with `base: other.yaml` (relative to itself) says only what differs: its sections are laid over the other's, key by key.
+
     Raises:
         ConfigError: one line with the full key, what was found and what would be right.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file; the ones we ship are in pipeline/configs/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a configuration ({error})") from error
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections with keys, found {type(values).__name__}")
+    values = _read(Path(path))
     for override in overrides:
         _apply_override(values, override)
     return validate(schema, values, origin=str(path))
@@ -112,6 +103,41 @@ def _sections_of(annotation: Any) -> list[type[Section]]:
 def _tag(section: type[Section]) -> str:
     """The value of `type` that chooses the section out of a union."""
     return str(get_args(section.model_fields["type"].annotation)[0])
+
+
+def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a file, laid over those of its base; `derived` are the files that build on it."""
+    if path.resolve() in [file.resolve() for file in derived]:
+        raise ConfigError(f"{path}: builds on itself (base: in {', '.join(map(str, derived))}); take one of these lines out")
+    values = _mapping_in(path, f" ({derived[-1]} names it as its base)" if derived else "")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base is {base!r}; name another configuration file, relative to this one")
+    return _laid_over(_read(path.parent / base, (*derived, path)), values)
+
+
+def _mapping_in(path: Path, asked_by: str) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file{asked_by}; the ones we ship are in pipeline/configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a configuration ({error})") from error
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections with keys, found {type(values).__name__}")
+    return values
+
+
+def _laid_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Mappings are merged, everything else is replaced."""
+    both = {key: _laid_over(base[key], value) for key, value in values.items() if isinstance(value, dict) and isinstance(base.get(key), dict)}
+    return {**base, **values, **both}
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

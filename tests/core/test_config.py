@@ -147,3 +147,28 @@ def test_an_override_can_change_one_element_of_a_list(tmp_path: Path) -> None:
     for override in ("shapes.2.radius=5", "shapes.first.radius=5", "shapes.radius=5", "shapes.-1.radius=3"):
         with pytest.raises(ConfigError, match=r"shapes is a list of 2; name one of its elements, shapes\.0 to shapes\.1"):
             config.load(Drawing, path, [override])
+
+
+def test_a_file_with_a_base_says_only_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "base.yaml").write_text("name: box\ninner: {size: 4}\n")
+    (tmp_path / "middle.yaml").write_text("base: base.yaml\nname: crate\n")
+    last = tmp_path / "deep" / "last.yaml"
+    last.write_text("base: ../middle.yaml\ninner: {size: 5}\n")
+    assert config.load(Outer, tmp_path / "middle.yaml") == Outer(name="crate", inner=Inner(size=4))
+    assert config.load(Outer, last) == Outer(name="crate", inner=Inner(size=5))
+    assert config.load(Outer, last, ["inner.size=6"]) == Outer(name="crate", inner=Inner(size=6))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: absent.yaml\n", "absent.yaml: no such configuration file .*run.yaml names it as its base"),
+        ("base: run.yaml\n", "run.yaml: builds on itself"),
+        ("base: [a, b]\n", "base is .*name another configuration file"),
+    ],
+)
+def test_a_base_that_cannot_be_built_on_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as raised:
+        config.load(Outer, written(tmp_path, text))
+    assert "\n" not in str(raised.value)
