@@ -41,6 +41,7 @@ def make_batch(b: int, group_size: int, seed: int = 0, length: int = 7) -> Batch
         gumbel_t2i=gumbel_t2i,
         item_keys=np.arange(b, dtype=np.uint64),
         sample_keys=[f"{i:05d}" for i in range(b)],
+        image_ids=torch.arange(b),
     )
 
 

@@ -69,6 +69,7 @@ class Collate:
             gumbel_t2i=torch.from_numpy(gumbel_t2i),
             item_keys=keys,
             sample_keys=[item.sample_key for item in items],
+            image_ids=torch.tensor([item.sample for item in items]),
         )
 
     def _drawn(self, keys: npt.NDArray[np.uint64]) -> DrawnRandAugment | None:

@@ -130,7 +130,7 @@ class Trainer:
                 if applied:  # a skipped step must not age the teacher or reach the queue
                     self._clamp_temperature()
                     self.teacher.update()
-                    self._push_features(outputs)
+                    self._push_features(micro_batches, outputs)
                 losses = self._mean_losses(outputs)
                 self._advance(position, applied, micro_batches, losses)
                 self._report(micro_batches, losses, data_wait_s, time.perf_counter() - waiting_since)
@@ -171,11 +171,13 @@ class Trainer:
                     if 0 <= start < group.master.numel():
                         group.master.data.narrow(0, start, 1).clamp_(0.001, 0.5)
 
-    def _push_features(self, outputs: Sequence[StepOutput]) -> None:
+    def _push_features(self, micro_batches: Sequence[Batch], outputs: Sequence[StepOutput]) -> None:
         """In the order of the global batch: micro-batch a of rank r is its slice a * world_size + r."""
-        for output in outputs:
+        for batch, output in zip(micro_batches, outputs, strict=True):
             if output.teacher_image_feat is not None and output.teacher_text_feat is not None:
-                self.queue.push(self.world.gather(output.teacher_image_feat), self.world.gather(output.teacher_text_feat))
+                assert batch.image_ids is not None
+                ids = self.world.gather(batch.image_ids.to(self.world.device, non_blocking=True))
+                self.queue.push(self.world.gather(output.teacher_image_feat), self.world.gather(output.teacher_text_feat), ids)
 
     def _mean_losses(self, outputs: Sequence[StepOutput]) -> dict[str, float]:
         """Losses (as loss/<name>) and the losses' own metrics, averaged over micro-batches and ranks."""

@@ -35,9 +35,6 @@ class Pretrainer(nn.Module):
         self.student = student
         self.losses = dict(losses)
         self.group_size = group_size
-        for name, loss in self.losses.items():
-            if group_size < loss.min_group_size:
-                raise ConfigError(f"training.group_size {group_size} is too small for {name}, which needs at least {loss.min_group_size} pairs in a group")
 
     def forward(
         self,

@@ -49,10 +49,29 @@ def test_a_queue_of_no_rows_accepts_features_and_stays_empty() -> None:
 
 def test_a_restored_queue_goes_on_where_it_was() -> None:
     queue, restored = FeatureQueue(8, 4), FeatureQueue(8, 4, seed=9)
-    queue.push(torch.randn(5, 4), torch.randn(5, 4))
+    queue.push(torch.randn(5, 4), torch.randn(5, 4), torch.arange(5))
     restored.load_state_dict(queue.state_dict())
     assert torch.equal(restored.text, queue.text)
+    assert torch.equal(restored.ids, queue.ids)
     assert restored.position == 5
+
+
+def test_each_row_keeps_the_id_of_its_picture_and_a_row_without_one_is_like_no_other() -> None:
+    queue = FeatureQueue(6, 4)
+    assert queue.ids.tolist() == [-1] * 6
+    queue.push(torch.randn(4, 4), torch.randn(4, 4), torch.tensor([7, 7, 8, 2**40]))
+    assert queue.ids.tolist() == [7, 7, 8, 2**40, -1, -1]
+    queue.push(torch.randn(3, 4), torch.randn(3, 4))
+    assert queue.ids.tolist() == [-1, 7, 8, 2**40, -1, -1]
+    queue.push(torch.randn(8, 4), torch.randn(8, 4), torch.arange(8))
+    assert sorted(queue.ids.tolist()) == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_queue_saved_without_ids_is_restored_with_none() -> None:
+    queue = FeatureQueue(6, 4)
+    queue.push(torch.randn(2, 4), torch.randn(2, 4), torch.tensor([1, 2]))
+    queue.load_state_dict({name: ring for name, ring in FeatureQueue(6, 4, seed=1).state_dict().items() if name != "ids"})
+    assert queue.ids.tolist() == [-1] * 6
 
 
 def test_a_queue_of_another_size_is_refused_with_both_shapes() -> None:

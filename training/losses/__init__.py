@@ -1,7 +1,7 @@
 """The pre-training objectives; a new one is its file and its line in `LOSSES`."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,8 +16,6 @@ from training.step import Read, Step
 @runtime_checkable
 class Loss(Protocol):
     """One objective of a step; its fields are its options."""
-
-    min_group_size: ClassVar[int]  # fewer pairs in a group leave it undefined
 
     @property
     def weight(self) -> float:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,7 +20,6 @@ class ImageTextContrastive:
 
     weight: float = 1.0
     soft_targets: bool = True
-    min_group_size: ClassVar[int] = 1
 
     def reads(self, alpha: float, step: int) -> frozenset[Read]:  # noqa: ARG002 - the keys are the teacher's whatever alpha
         return frozenset({"clean", "teacher_clean", "queue"})

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from training.passes import FusionRows
@@ -18,12 +17,13 @@ class ImageTextMatching:
     """Each pair against the same text beside a wrong picture and the same picture beside a wrong text.
 
     Wrong partners come from the pair's own group, the more similar (by ITC) the likelier; before optimizer step
-    `hard_from_step` they are drawn uniformly; null means always.
+    `hard_from_step` they are drawn uniformly; null means always. Without `same_image_negatives` other captions of the pair's picture are no wrong ones.
+    A pair whose group has no wrong partner for it (it is alone, or all show one picture) is counted as 0 in its two wrong places.
     """
 
     weight: float = 1.0
     hard_from_step: int | None = 0
-    min_group_size: ClassVar[int] = 2
+    same_image_negatives: bool = True
 
     def reads(self, alpha: float, step: int) -> frozenset[Read]:  # noqa: ARG002 - hard negatives do not depend on alpha
         return frozenset({"clean", "teacher_clean"} if self._draws_hard(step) else {"clean"})
@@ -35,9 +35,12 @@ class ImageTextMatching:
 
     def __call__(self, step: Step, fused: Sequence[Float[Tensor, "b h"]]) -> Float[Tensor, ""]:
         logits = at_least_fp32(step.student.itm_head(torch.cat(list(fused))))
+        has_negative = ~self._same(step).all(dim=1)
+        counted = torch.cat([torch.ones_like(has_negative), has_negative, has_negative])
         labels = (torch.arange(len(logits), device=logits.device) < len(step.batch)).long()  # only the first M rows match
-        step.metrics["itm/accuracy"] = (logits.detach().argmax(dim=1) == labels).float().mean()
-        return F.cross_entropy(logits, labels)
+        right = (logits.detach().argmax(dim=1) == labels) & counted
+        step.metrics["itm/accuracy"] = right.sum() / counted.sum()
+        return (F.cross_entropy(logits, labels, reduction="none") * counted).mean()  # over all 3M rows, so that it does not depend on who is in a micro-batch
 
     def _draws_hard(self, step: int) -> bool:
         return self.hard_from_step is not None and step >= self.hard_from_step
@@ -49,17 +52,23 @@ class ImageTextMatching:
         else:
             sim_t2i = sim_i2t = torch.zeros_like(step.batch.gumbel_i2t)
         return Negatives(
-            image_for_text=first_of_group + draw_negatives(sim_t2i, step.batch.gumbel_t2i),
-            text_for_image=first_of_group + draw_negatives(sim_i2t, step.batch.gumbel_i2t),
+            image_for_text=first_of_group + draw_negatives(sim_t2i, step.batch.gumbel_t2i, self._same(step)),
+            text_for_image=first_of_group + draw_negatives(sim_i2t, step.batch.gumbel_i2t, self._same(step)),
         )
 
+    def _same(self, step: Step) -> Bool[Tensor, "b g"]:
+        """Whether row i's partner and the j-th of its group belong together: j is i itself or, where that counts, shows the same picture."""
+        if self.same_image_negatives:
+            return torch.eye(step.group_size, dtype=torch.bool, device=step.rows.device).repeat(step.num_groups, 1)
+        assert step.batch.image_ids is not None
+        ids = step.batch.image_ids.view(step.num_groups, step.group_size)
+        return (ids[:, :, None] == ids[:, None, :]).flatten(0, 1)
 
-def draw_negatives(sim: Float[Tensor, "b g"], gumbel: Float[Tensor, "b g"]) -> Int[Tensor, " b"]:
-    """For each row a column other than its own (row % G), with probability softmax(sim) over the others: the Gumbel-max trick.
 
-    The own column is masked before any softmax could see it: the original zeroes it afterwards, which leaves 0/0 once
+def draw_negatives(sim: Float[Tensor, "b g"], gumbel: Float[Tensor, "b g"], same: Bool[Tensor, "b g"]) -> Int[Tensor, " b"]:
+    """For each row a column that is not the `same`, with probability softmax(sim) over these: the Gumbel-max trick; column 0 where there is none.
+
+    The row's own is masked before any softmax could see it: the original zeroes it afterwards, which leaves 0/0 once
     the positive saturates.
     """
-    own = torch.arange(len(sim), device=sim.device) % sim.shape[1]
-    noisy = sim + gumbel
-    return noisy.scatter(1, own[:, None], float("-inf")).argmax(dim=1)
+    return (sim + gumbel).masked_fill(same, float("-inf")).argmax(dim=1)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +21,6 @@ class MaskedLanguageModeling:
 
     weight: float = 1.0
     soft_targets: bool = True
-    min_group_size: ClassVar[int] = 1
 
     def reads(self, alpha: float, step: int) -> frozenset[Read]:  # noqa: ARG002 - the same at every step
         return frozenset({"masked", "teacher_masked"} if self.soft_targets and alpha > 0 else {"masked"})
