@@ -35,6 +35,7 @@ from training.metrics import Metrics
 from training.objective import Pretrainer, StepOutput
 from training.optim import parameter_groups
 from training.quarantine_budget import QuarantineBudget, write_quarantine
+from training.step import MAX_TEMPERATURE, MIN_TEMPERATURE
 from training.teacher import Teacher
 from training.throughput import Throughput, matrix_product_rate
 from training.tokenizer import Tokenizer
@@ -162,14 +163,9 @@ class Trainer:
         return outputs, bool(self.engine.was_step_applied())
 
     def _clamp_temperature(self) -> None:
-        """To [0.001, 0.5], on ZeRO's fp32 master: the original clamps in its forward pass, which would not stick here."""
+        """On ZeRO's fp32 master: the original clamps in its forward pass, which would not stick here."""
         for group in self.groups:
-            for place in group.placements:
-                if place.name == "temperature":
-                    group.compute.narrow(0, place.offset, 1).clamp_(0.001, 0.5)
-                    start = place.offset - group.rank * group.master.numel()
-                    if 0 <= start < group.master.numel():
-                        group.master.data.narrow(0, start, 1).clamp_(0.001, 0.5)
+            group.clamp_("temperature", MIN_TEMPERATURE, MAX_TEMPERATURE)
 
     def _push_features(self, micro_batches: Sequence[Batch], outputs: Sequence[StepOutput]) -> None:
         """In the order of the global batch: micro-batch a of rank r is its slice a * world_size + r."""

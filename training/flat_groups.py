@@ -57,6 +57,17 @@ class FlatGroup:
         """Views of a flat tensor under the parameters' names and shapes."""
         return {place.name: flat.narrow(0, place.offset, place.shape.numel()).view(place.shape) for place in self.placements}
 
+    @torch.no_grad()
+    def clamp_(self, name: str, low: float, high: float) -> None:
+        """Keep a parameter within bounds, in the weights that compute and in the fp32 master of the rank that holds it; other parameters are left alone."""
+        first = self.rank * self.master.numel()
+        for place in self.placements:
+            if place.name != name:
+                continue
+            start, end = place.offset, place.offset + place.shape.numel()
+            self.compute[start:end].clamp_(low, high)
+            self.master[max(start - first, 0) : max(end - first, 0)].clamp_(low, high)
+
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The flat tensor [padded size], fp32, that holds `tensors`; padding is zero."""
         flat = torch.zeros(self.compute.numel(), dtype=torch.float32, device=self.compute.device)

@@ -80,6 +80,22 @@ def test_after_each_step_the_teacher_has_moved_towards_the_student_by_the_moving
         assert not torch.equal(old["itm_head.weight"], new["itm_head.weight"])
 
 
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("zero_stage", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_temperature_stays_within_its_bounds_however_fast_it_learns(dataset: Path, tmp_path: Path, processes: int, zero_stage: int) -> None:
+    fast = {"peak_lr": 1e-4, "final_lr": 1e-4, "warmup_steps": 0, "temperature_lr_scale": 1e4}  # Adam moves it by about 1 a step
+    config = tiny_run.configuration(tmp_path, dataset, save_every_steps=1, keep_last=5, optimizer=fast, zero_stage=zero_stage)
+    assert tiny_run.train(config, processes).returncode == 0
+    saved = [checkpoint.read(str(tmp_path / "train" / "checkpoints" / checkpoint.name_of(step))).tensors("student") for step in range(1, 6)]
+    found = torch.cat([weights["temperature"] for weights in saved])
+    assert found.dtype == torch.float32
+    bounds = torch.tensor([0.001, 0.5])
+    assert (found[:, None] == bounds).any(), found
+    assert ((found >= bounds[0]) & (found <= bounds[1])).all(), found
+    used = [record["temperature"] for record in tiny_run.metrics(tmp_path)]
+    assert used[1:] == pytest.approx(found[:-1].tolist())
+
+
 def test_a_run_killed_between_checkpoints_continues_bit_for_bit(dataset: Path, uninterrupted: Path, tmp_path: Path) -> None:
     config = tiny_run.configuration(tmp_path, dataset, save_every_steps=2, model={"hidden_dropout": 0.1, "attention_dropout": 0.1}, max_steps=120)
     reference = tiny_run.configuration(tmp_path / "reference", dataset, model={"hidden_dropout": 0.1, "attention_dropout": 0.1}, max_steps=120)
