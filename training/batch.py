@@ -29,6 +29,7 @@ class Batch:
     item_keys: UInt64[np.ndarray, " b"]  # of the items' random streams
     sample_keys: list[str]
     image_ids: Int[Tensor, " b"] | None = None  # the pinned manifest's number of each picture; equal for pairs of one picture
+    kept_patches: Int[Tensor, "b k"] | None = None  # of each picture, what the student sees under patch dropout; None is everything
     randaugment: DrawnRandAugment | None = None  # what the device is still to do to the pictures; drawn on the host, by item
     mlm_positions: Int[Tensor, " s"] | None = None  # selected positions in the flattened [B * L]; filled in on the host, where counting costs no device sync
     packing: TextPacking = None  # type: ignore[assignment] # likewise

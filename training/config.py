@@ -93,6 +93,12 @@ class TrainingConfig(Section):
     mlm_probability: float = Field(default=0.15, gt=0, lt=1, description="share of word pieces selected for MLM")
     max_tokens: int = Field(default=25, ge=2, description="word pieces kept of a caption, [CLS] included")
 
+    patch_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of a picture's patches that the student does not see, others at each visit (FLIP); the teacher sees all, as evaluation does",
+    )
     crop_scale: tuple[float, float] = Field(default=(0.2, 1.0), description="area range of the random crop, as shares of the picture")
     flip: bool = Field(default=True, description="flip half of the pictures left to right; off where captions speak of left and right")
     randaugment: bool = Field(default=True, description="ALBEF's ten operations, two a picture, strength 7 of 10")
@@ -151,6 +157,11 @@ class TrainingConfig(Section):
             fitting = divisors(self.global_batch_size)
             raise ValueError(f"global_batch_size {self.global_batch_size} is not a multiple of group_size {self.group_size}; group sizes that fit: {fitting}")
         return self
+
+    @property
+    def num_kept_patches(self) -> int:
+        """Patches of a picture that the student sees; the same for all, so that batches keep one shape."""
+        return max(1, round(self.model.num_patches * (1 - self.patch_dropout)))
 
 
 def divisors(number: int) -> list[int]:

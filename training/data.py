@@ -24,7 +24,7 @@ from training.checkpoint import Checkpoint
 from training.config import TrainingConfig
 from training.device_augment import DrawnRandAugment
 from training.distributed import World
-from training.masking import gumbel_noise, mask_tokens
+from training.masking import gumbel_noise, kept_patches, mask_tokens
 from training.quarantine_budget import QuarantineBudget, check_shards
 from training.tokenizer import Tokenizer, train_vocabulary
 from training.weights.sources import own_tokenizer
@@ -42,6 +42,8 @@ class Collate:
     mlm_probability: float
     group_size: int
     device_augment: PretrainTransform | None = None  # whose RandAugment is left to the device
+    num_patches: int = 0  # of a picture, of which the student sees num_kept_patches
+    num_kept_patches: int = 0
 
     def __call__(self, items: MadeItems) -> Batch:
         """B items -> tensors on the CPU; pictures stay uint8, [B, 3, R, R] as a view of [B, R, R, 3]."""
@@ -70,7 +72,13 @@ class Collate:
             item_keys=keys,
             sample_keys=[item.sample_key for item in items],
             image_ids=torch.tensor([item.sample for item in items]),
+            kept_patches=self._kept_patches(keys),
         )
+
+    def _kept_patches(self, keys: npt.NDArray[np.uint64]) -> torch.Tensor | None:
+        if self.num_kept_patches == self.num_patches:
+            return None
+        return torch.from_numpy(kept_patches(keys, self.num_patches, self.num_kept_patches))
 
     def _drawn(self, keys: npt.NDArray[np.uint64]) -> DrawnRandAugment | None:
         if self.device_augment is None:
@@ -161,7 +169,15 @@ def build_loader(
         loader: ShardLoader[Batch] = ShardLoader(
             dataset,
             transform=transform,
-            collate=Collate(tokenizer, config.max_tokens, config.mlm_probability, config.group_size, device_augment),
+            collate=Collate(
+                tokenizer,
+                config.max_tokens,
+                config.mlm_probability,
+                config.group_size,
+                device_augment,
+                config.model.num_patches,
+                config.num_kept_patches,
+            ),
             global_batch_size=config.global_batch_size,
             micro_batch_size=micro_batch_size,
             accumulation_steps=accumulation_steps,

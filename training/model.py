@@ -27,9 +27,9 @@ class Albef(nn.Module):
         self.temperature = nn.Parameter(torch.full((1,), config.temperature))  # shape (1,): DeepSpeed 0.19.8 cannot broadcast 0-d parameters
         initialise_as_bert([self.text_encoder, self.fusion_encoder, self.mlm_head], config.init_std)
 
-    def encode_image(self, images: Float[Tensor, "b 3 r r"]) -> Float[Tensor, "b n d"]:
-        """`image_embeds`: the states of [CLS] and all patches; pictures are normalised with CLIP's mean and std."""
-        embeds: Tensor = self.image_encoder(images)
+    def encode_image(self, images: Float[Tensor, "b 3 r r"], kept: Int[Tensor, "b k"] | None = None) -> Float[Tensor, "b n d"]:
+        """`image_embeds`: the states of [CLS] and all patches, or of the `kept` ones; pictures are normalised with CLIP's mean and std."""
+        embeds: Tensor = self.image_encoder(images, kept)
         return embeds
 
     def encode_text(self, input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"]) -> Float[Tensor, "b l h"]:

@@ -65,7 +65,7 @@ class Step:
 
     @cached_property
     def image_embeds(self) -> Float[Tensor, "b n d"]:
-        return self.student.encode_image(self.pixels)
+        return self.student.encode_image(self.pixels, self.batch.kept_patches)
 
     @cached_property
     def texts(self) -> TextStates:

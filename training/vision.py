@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from training.model_config import ModelConfig
@@ -81,9 +81,13 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.vision_width, eps=NORM_EPS)
         self._initialise(config.init_std)
 
-    def forward(self, images: Float[Tensor, "b 3 r r"]) -> Float[Tensor, "b n d"]:
-        patches = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
+    def forward(self, images: Float[Tensor, "b 3 r r"], kept: Int[Tensor, "b k"] | None = None) -> Float[Tensor, "b n d"]:
+        """With `kept`, only those patches of each picture are looked at (patch dropout, Li et al. 2023, "FLIP"): n = 1 + k."""
+        patches = self.patch_embed(images) + self.pos_embed[:, 1:]
+        if kept is not None:
+            patches = patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
+        x = torch.cat([cls_token, patches], dim=1)
         for block in self.blocks:
             x = block(x)
         embeds: Tensor = self.norm(x)

@@ -140,3 +140,16 @@ def test_captions_of_the_pairs_own_picture_are_never_drawn_where_they_are_no_neg
         for text, image in list(zip(rows.text.tolist(), rows.image.tolist(), strict=True))[8:]:
             assert pictures[text] != pictures[image]
             assert text // 4 == image // 4
+
+
+def test_under_patch_dropout_the_student_sees_the_kept_patches_and_the_teacher_all(bf16: bool) -> None:
+    collate = Collate(TOKENIZER, 12, 0.4, 4, num_patches=4, num_kept_patches=1)
+    batch = collated(CAPTIONS, [0, 1, 2, 3], 4)
+    items = [Item(1000 + row, "", row, 0, picture, CAPTIONS[row]) for row, picture in enumerate(batch.images.permute(0, 2, 3, 1).numpy())]
+    thinned = collate(MadeItems(items, batch.images.permute(0, 2, 3, 1).numpy()))
+    assert thinned.kept_patches is not None
+    assert thinned.kept_patches.shape == (4, 1)
+    student = Albef(TINY)
+    step = Step(thinned, student, student, FeatureQueue(0, TINY.embed_dim), 0.0, 4, 0)
+    assert (step.image_embeds.shape[1], step.teacher_image_embeds.shape[1]) == (2, 5)
+    trained(thinned, 4, bf16=bf16)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.masking import IGNORED, gumbel_noise, mask_tokens
+from training.masking import IGNORED, gumbel_noise, kept_patches, mask_tokens
 
 PAD, CLS, MASK, VOCAB = 0, 2, 4, 1000
 
@@ -74,3 +74,14 @@ def test_gumbel_noise_has_the_distribution_it_is_named_for_and_depends_on_the_it
         assert noise.var() == pytest.approx(np.pi**2 / 6, abs=0.06)
     assert abs(np.corrcoef(i2t.ravel(), t2i.ravel())[0, 1]) < 0.02
     assert (gumbel_noise(item_keys[7:9], 64)[0] == i2t[7:9]).all()
+
+
+def test_kept_patches_are_distinct_ordered_and_equally_likely_and_depend_on_the_item_alone() -> None:
+    item_keys = keys(4000)
+    kept = kept_patches(item_keys, 16, 4)
+    assert kept.shape == (4000, 4)
+    assert (np.diff(kept, axis=1) > 0).all()
+    shares = np.bincount(kept.ravel(), minlength=16) / 4000
+    assert len(shares) == 16
+    assert shares == pytest.approx(np.full(16, 0.25), abs=0.03)
+    assert (kept_patches(item_keys[7:9], 16, 4) == kept[7:9]).all()

@@ -23,7 +23,11 @@ from training.step import Negatives
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
-    cut = {field.name: getattr(batch, field.name)[rows] for field in dataclasses.fields(batch) if field.name not in ("mlm_positions", "packing", "randaugment")}
+    cut = {
+        field.name: getattr(batch, field.name)[rows]
+        for field in dataclasses.fields(batch)
+        if field.name not in ("mlm_positions", "packing", "randaugment", "kept_patches")
+    }
     return Batch(**cut)
 
 
