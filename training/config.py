@@ -10,6 +10,13 @@ from shards.order.blend import parse_blend
 from shards.remote.ranges import CACHE_BYTES
 from training.model_config import ModelConfig
 
+LOSS_OPTIONS = (
+    "objectives and their options, e.g. {itc: {}, itm: {weight: 3.0}}; weight (1.0) is an objective's factor in the sum; "
+    "itc.soft_targets (true), mlm.soft_targets (true): learn from the teacher, too, with weight alpha; "
+    "itm.hard_from_step (0): optimizer step from which negatives are drawn by ITC's similarity, before it and with null uniformly; "
+    "itm.same_image_negatives (true): other captions of the pair's picture may be drawn, as in the paper"
+)
+
 
 class InitConfig(Section):
     """Where the first weights come from; null means random."""
@@ -69,7 +76,7 @@ class TrainingConfig(Section):
     model: ModelConfig = Field(default=ModelConfig(), description="sizes of the network")
     init: InitConfig = Field(default=InitConfig(), description="first weights")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW and its schedule")
-    losses: dict[str, dict[str, Any] | None] = Field(default={"itc": None, "itm": None, "mlm": None}, min_length=1, description="objectives and their options")
+    losses: dict[str, dict[str, Any] | None] = Field(default={"itc": None, "itm": None, "mlm": None}, min_length=1, description=LOSS_OPTIONS)
 
     schedule: Literal["paper", "original_code"] = Field(
         default="paper",
