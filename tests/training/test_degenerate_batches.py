@@ -136,10 +136,12 @@ def test_captions_of_the_pairs_own_picture_are_never_drawn_where_they_are_no_neg
         batch = collated([CAPTIONS[row % 4] for row in range(8)], pictures, 4)
         noise = -torch.log(-torch.log(torch.rand((2, 8, 4), generator=torch.Generator().manual_seed(seed))))
         step = Step(dataclasses.replace(batch, gumbel_i2t=noise[0], gumbel_t2i=noise[1]), student, student, queue, 0.0, 4, 0)
-        rows = matching.fusion_rows(step)
-        for text, image in list(zip(rows.text.tolist(), rows.image.tolist(), strict=True))[8:]:
-            assert pictures[text] != pictures[image]
-            assert text // 4 == image // 4
+        _, wrong_pictures, wrong_texts = matching.fusion_rows(step)
+        assert wrong_pictures.image is not None
+        assert wrong_texts.text is not None
+        for row, partner in [*enumerate(wrong_pictures.image.tolist()), *enumerate(wrong_texts.text.tolist())]:
+            assert pictures[row] != pictures[partner]
+            assert row // 4 == partner // 4
 
 
 def test_under_patch_dropout_the_student_sees_the_kept_patches_and_the_teacher_all(bf16: bool) -> None:
