@@ -11,6 +11,7 @@ from PIL import Image
 
 from eval.pictures import read_picture
 from shards.annotations.karpathy import KarpathyImage
+from shards.pixels.decode import Picture
 
 ANSWERS = 5
 THUMBNAIL_SIDE = 128  # pixels
@@ -53,7 +54,7 @@ def gallery(
         for image in _spread(len(images), count)
     ]
     shown = {query["image"] for query in of_texts + of_images} | {answer["image"] for query in of_texts for answer in query["answers"]}
-    return {"texts": of_texts, "images": of_images, "thumbnails": {name: _thumbnail(folder, name) for name in sorted(shown)}}
+    return {"texts": of_texts, "images": of_images, "thumbnails": {name: thumbnail(read_picture(folder, name)) for name in sorted(shown)}}
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -62,10 +63,10 @@ def _spread(total: int, count: int) -> list[int]:
     return [(2 * number + 1) * total // (2 * count) for number in range(count)]
 
 
-def _thumbnail(folder: str, name: str) -> str:
-    """A small JPEG in base64."""
-    image = Image.fromarray(read_picture(folder, name))
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+def thumbnail(picture: Picture, side: int = THUMBNAIL_SIDE) -> str:
+    """A small JPEG in base64, no side longer than `side` pixels."""
+    image = Image.fromarray(picture)
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -32,6 +32,16 @@ class Encoded:
         return len(self.features)
 
 
+@dataclass(frozen=True)
+class HiddenWord:
+    """A caption's word pieces with one whole word replaced by [MASK]s: a piece left standing would give the rest away."""
+
+    input_ids: tuple[int, ...]  # [CLS] first
+    position: int  # of the word's first piece: what is asked for
+    answer: int  # that piece's id
+    word: str
+
+
 class Predictor(Protocol):
     """A model ready for evaluation."""
 
@@ -55,6 +65,12 @@ class Predictor(Protocol):
 
     def match_logits(self, images: Encoded, texts: Encoded, image_index: Indices, text_index: Indices) -> npt.NDArray[np.float32]:
         """ITM logits `[P, 2]` (class 1: they belong together) of picture image_index[p] with text text_index[p]; fastest sorted by picture."""
+
+    def hidden_words(self, text: str) -> list[HiddenWord]:
+        """The raw caption once for each word of it, with that word hidden."""
+
+    def word_log_probabilities(self, images: Encoded, image_index: Indices, hidden: Sequence[HiddenWord]) -> npt.NDArray[np.float32]:
+        """MLM's log-probabilities `[P, vocabulary]` of what is asked for in hidden[p], beside picture image_index[p]."""
 
 
 class AlbefPredictor:
@@ -126,6 +142,39 @@ class AlbefPredictor:
             batch = slice(start, start + self.pairs_per_batch)
             logits[batch] = self._match(images, texts, image_index[batch], text_index[batch])
         return logits
+
+    def hidden_words(self, text: str) -> list[HiddenWord]:
+        input_ids = self.tokenizer.encode([pre_caption(text, self.max_words)], self.max_tokens)[0][0].tolist()
+        pieces = self.tokenizer.pieces(input_ids)
+        starts = [place for place, piece in enumerate(pieces) if place and not piece.startswith("##")]  # 0 is [CLS]
+        return [self._hidden(input_ids, pieces, start, stop) for start, stop in zip(starts, [*starts[1:], len(pieces)], strict=True)]
+
+    def _hidden(self, input_ids: list[int], pieces: list[str], start: int, stop: int) -> HiddenWord:
+        masked = (*input_ids[:start], *[self.tokenizer.mask_id] * (stop - start), *input_ids[stop:])
+        return HiddenWord(masked, start, input_ids[start], "".join(piece.removeprefix("##") for piece in pieces[start:stop]))
+
+    def word_log_probabilities(self, images: Encoded, image_index: Indices, hidden: Sequence[HiddenWord]) -> npt.NDArray[np.float32]:
+        parts = [
+            self._words(images, image_index[start : start + self.pairs_per_batch], hidden[start : start + self.pairs_per_batch])
+            for start in range(0, len(hidden), self.pairs_per_batch)
+        ]
+        return np.concatenate(parts)
+
+    def _words(self, images: Encoded, image_index: Indices, hidden: Sequence[HiddenWord]) -> npt.NDArray[np.float32]:
+        """One batch."""
+        pictures, row_of_pair = np.unique(image_index, return_inverse=True)
+        lengths = torch.tensor([len(one.input_ids) for one in hidden])
+        padding = self.tokenizer.pad_id
+        input_ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(one.input_ids) for one in hidden], batch_first=True, padding_value=padding).to(self.device)
+        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long().to(self.device)
+        asked = torch.tensor([one.position for one in hidden], device=self.device)
+        with self._inference():
+            image_embeds = torch.from_numpy(images.states[pictures]).to(self.device).float()
+            embeds = self.model.encode_text(input_ids, mask)
+            fused = self.model.fuse(embeds, mask, image_embeds, torch.from_numpy(row_of_pair.reshape(-1)).to(self.device))
+            logits = self.model.mlm_head(fused[torch.arange(len(hidden), device=self.device), asked])
+            found: npt.NDArray[np.float32] = logits.float().log_softmax(dim=1).cpu().numpy()
+        return found
 
     def _match(self, images: Encoded, texts: Encoded, image_index: Indices, text_index: Indices) -> npt.NDArray[np.float32]:
         """One batch; a picture's states travel and are projected once, however many texts of the batch look at it."""

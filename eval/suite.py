@@ -1,18 +1,22 @@
 """Run the benchmarks of a configuration on a checkpoint; what is finished is kept, what was interrupted continues."""
 
+import io
 import json
 import logging
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from eval.chunks import Progress
 from eval.config import EvalConfig
 from eval.predictor import AlbefPredictor, Predictor
-from eval.task import Scores, Task
+from eval.task import Outcomes, Scores, Task
 from eval.tasks import TASKS
 from eval.tasks.retrieval import Retrieval
 from pipeline.core import storage
@@ -26,8 +30,11 @@ log = logging.getLogger(__name__)
 PredictorFactory = Callable[[EvalConfig, str], Predictor]
 
 
+OUTCOMES = "outcomes.npz"
+
+
 def run(config: EvalConfig, checkpoint: str, run_folder: Path, predictor_factory: PredictorFactory | None = None) -> dict[str, Any]:
-    """Score `checkpoint` and write `<run_folder>/eval/results.json` and, with retrieval, `gallery.json`.
+    """Score `checkpoint` and write `<run_folder>/eval/results.json`, with retrieval `gallery.json`, and of each task the outcomes item by item.
 
     Args:
         predictor_factory: builds the model; by default an ALBEF of ours from its checkpoint.
@@ -94,11 +101,32 @@ def _finished_or_scored(name: str, task: Task, predictor: Predictor, depends_on:
         finished = {"fingerprint": mark, **depends_on, **_record(scores), "seconds": round(time.monotonic() - started, 1)}
         if scores.gallery is not None:
             _write_json(run_folder / "eval" / "gallery.json", scores.gallery)
+        _write_outcomes(folder / OUTCOMES, scores.outcomes)
         _write_json(folder / "scores.json", finished)
     shutil.rmtree(folder / "progress", ignore_errors=True)  # token states of a large benchmark take gigabytes
     for metric, value in finished["metrics"].items():
         log.info("eval %s  %s %.4g", name, metric, value)
     return finished
+
+
+def read_outcomes(run_folder: Path, task: str) -> dict[str, Outcomes]:
+    """The metrics of a finished task item by item.
+
+    Raises DataError when the task is not finished, or the file is damaged.
+    """
+    path = run_folder / "eval" / task / OUTCOMES
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            names = [name.removesuffix(".picture") for name in stored.files if name.endswith(".picture")]
+            return {name: Outcomes(stored[f"{name}.values"], stored[f"{name}.picture"]) for name in names}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: no readable outcomes ({error}); remove {path.parent} and run eval again") from error
+
+
+def _write_outcomes(path: Path, outcomes: Mapping[str, Outcomes]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **{f"{name}.{part}": array for name, of in outcomes.items() for part, array in of._asdict().items()})
+    storage.write_bytes(str(path), buffer.getvalue())
 
 
 def _record(scores: Scores) -> dict[str, Any]:

@@ -2,10 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from eval.chunks import Progress
 from eval.predictor import Predictor
+
+
+class Outcomes(NamedTuple):
+    """A metric item by item: their mean is the metric. Items of one picture are not independent, so each says whose it is."""
+
+    values: NDArray[np.floating[Any]]  # [N], in the metric's unit
+    picture: NDArray[np.integer[Any]]  # [N], a number for each picture of the benchmark
 
 
 @dataclass(frozen=True)
@@ -16,6 +26,7 @@ class Scores:
     counts: Mapping[str, int]  # items scored, each exactly once
     reference: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # rows to read the metrics against, by name
     gallery: Mapping[str, Any] | None = None  # queries with their best answers
+    outcomes: Mapping[str, Outcomes] = field(default_factory=dict)  # of the metrics that intervals may be wanted for
 
 
 class Task(Protocol):

@@ -109,6 +109,33 @@ def scenes(
     typer.echo(f"world: {out.resolve()}")
 
 
+inspect_app = typer.Typer(help="See what a checkpoint has learned.", no_args_is_help=True)
+
+
+@inspect_app.callback()
+def inspect() -> None:
+    """See what a checkpoint has learned."""
+
+
+@inspect_app.command("pseudo-targets")
+def inspect_pseudo_targets(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT_OR_RUN", help="A checkpoint, a folder of checkpoints (its newest), or a run directory.")],
+    dataset: Annotated[str, typer.Option(metavar="FOLDER", help="Dataset the samples are from: a folder, or s3://bucket/folder.")],
+    out: Annotated[str, typer.Option(metavar="FILE", help="HTML file to write.")],
+    samples: Annotated[str | None, typer.Option(metavar="KEY,KEY", help="Samples to show; without it some are drawn.")] = None,
+    count: Annotated[int, typer.Option(help="Samples to draw.", min=1, max=1000)] = 8,
+    seed: Annotated[int, typer.Option(help="Of the samples and the pool drawn.", min=0)] = 0,
+    words: Annotated[str | None, typer.Option(metavar="WORD,WORD", help="Hide these words only; without it every word but the, of, on, ...")] = None,
+    pool: Annotated[int, typer.Option(help="Captions of the dataset that ITC chooses from.", min=5)] = 1000,
+) -> None:
+    """Write the teacher's top-5 words (MLM) and top-5 texts (ITC) for some samples, with their pictures, as one HTML file."""
+    from pipeline.app.pseudo_targets import Choice, write_pseudo_targets
+
+    logs.configure()
+    choice = Choice(tuple(samples.split(",")) if samples else (), count, seed, tuple(words.split(",")) if words else (), pool)
+    typer.echo(f"pseudo-targets: {write_pseudo_targets(checkpoint, dataset, choice, out)}")
+
+
 config_app = typer.Typer(help="The configuration's reference.", no_args_is_help=True)
 
 
@@ -229,6 +256,7 @@ def _add_rooms() -> None:
         name="ingest",
         help="Download pictures and shard them: albef ingest CONFIG [section.key=value]... [--retry-failed]; and see to what is there.",
     )
+    app.add_typer(inspect_app, name="inspect")
     app.add_typer(config_app, name="config")
     app.add_typer(shards_app, name="shards", help="Tools for any WebDataset folder: index, verify, stats, reshard.")
     app.add_typer(checkpoint_app, name="checkpoint", help="Weights in and out: published ALBEF files, timm, Hugging Face BERT, safetensors.")

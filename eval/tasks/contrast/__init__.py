@@ -11,7 +11,7 @@ import numpy as np
 from eval.chunks import Progress
 from eval.pictures import read_pictures, sizes
 from eval.predictor import Encoded, Predictor
-from eval.task import Scores
+from eval.task import Outcomes, Scores
 from pipeline.core import storage
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.run_directory import fingerprint
@@ -51,14 +51,15 @@ class Contrast:
         return {"split_hash": fingerprint(described), "picture_sizes_hash": fingerprint(sizes(self.pictures, names))}
 
     def __call__(self, predictor: Predictor, progress: Progress) -> Scores:
-        metrics, counts = {}, {}
+        outcomes, counts = dict[str, Outcomes](), {}
         for file in self.files:
             pairs, name = read_pairs(file), _name(file)
-            itc, itm = self._margins(name, pairs, predictor, progress)
-            metrics[f"{name}/itc"] = 100.0 * float(np.mean(itc > 0))
-            metrics[f"{name}/itm"] = 100.0 * float(np.mean(itm > 0))
+            _, picture = np.unique([pair.filename for pair in pairs], return_inverse=True)
+            for way, margins in zip(("itc", "itm"), self._margins(name, pairs, predictor, progress), strict=True):
+                outcomes[f"{name}/{way}"] = Outcomes(100.0 * (margins > 0), picture)
             counts[f"{name}/pairs"] = len(pairs)
-        return Scores(metrics, counts, reference={"chance": dict.fromkeys(metrics, 50.0)})
+        metrics = {name: float(of.values.mean()) for name, of in outcomes.items()}
+        return Scores(metrics, counts, reference={"chance": dict.fromkeys(metrics, 50.0)}, outcomes=outcomes)
 
     def _margins(self, name: str, pairs: Sequence[Pair], predictor: Predictor, progress: Progress) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Score of the true caption minus score of the false one, by ITC and by ITM."""

@@ -46,13 +46,18 @@ def draw_pairs(similarity: NDArray[np.floating[Any]], image_of_text: Ints, tempe
 
 def matching_metrics(logits: NDArray[np.floating[Any]], matches: Ints) -> dict[str, float]:
     """`itm_loss` (nats), the entropy of its prior, and `itm_accuracy` (percent)."""
-    wide = logits.astype(np.float64)
-    log_probability = wide - np.logaddexp(wide[:, 0], wide[:, 1])[:, None]
     return {
-        "itm_loss": float(-log_probability[np.arange(len(matches)), matches].mean()),
+        "itm_loss": float(losses(logits, matches).mean()),
         "itm_prior_entropy": PRIOR_ENTROPY,
-        "itm_accuracy": 100.0 * float(np.mean((wide[:, 1] > wide[:, 0]) == (matches == 1))),
+        "itm_accuracy": 100.0 * float(np.mean((logits[:, 1] > logits[:, 0]) == (matches == 1))),
     }
+
+
+def losses(logits: NDArray[np.floating[Any]], matches: Ints) -> NDArray[np.float64]:
+    """The ITM loss of each pair, nats."""
+    wide = logits.astype(np.float64)
+    of_classes: NDArray[np.float64] = np.logaddexp(wide[:, 0], wide[:, 1])[:, None] - wide
+    return of_classes[np.arange(len(matches)), matches]
 
 
 def _one_caption_of_each_image_first(image_of_text: Ints) -> NDArray[np.int64]:

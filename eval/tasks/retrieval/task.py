@@ -1,7 +1,7 @@
 """The retrieval benchmark: its options, its data, and the order of its work."""
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +11,29 @@ from eval.gallery import gallery
 from eval.metrics import retrieval as metric
 from eval.pictures import read_pictures, sizes
 from eval.predictor import Encoded, Predictor
-from eval.task import Scores
-from eval.tasks.retrieval.matching import draw_pairs, matching_metrics
+from eval.task import Outcomes, Scores
+from eval.tasks.retrieval.matching import draw_pairs, losses, matching_metrics
 from eval.tasks.retrieval.rerank import Reranked, RerankScore, most_similar, pair_logits, rerank
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.run_directory import fingerprint
 from shards.annotations.karpathy import KarpathyImage, read_karpathy
 
 CHUNK = 256  # pictures or texts between two saves
+Ints = NDArray[np.integer[Any]]
+
+
+class Ranks(NamedTuple):
+    """How many wrong answers stand at or above the right one, for each query of both directions."""
+
+    of_texts: Ints  # [images]
+    of_images: Ints  # [captions]
+    image_of_text: Ints  # [captions]
+
+    def outcomes(self) -> dict[str, Outcomes]:
+        """The recalls query by query, in percent."""
+        images = np.arange(len(self.of_texts))
+        text = {f"text_recall@{k}": Outcomes(100.0 * (self.of_texts < k), images) for k in metric.RECALL_AT}
+        return text | {f"image_recall@{k}": Outcomes(100.0 * (self.of_images < k), self.image_of_text) for k in metric.RECALL_AT}
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,8 @@ class Retrieval:
     k_test: candidates re-ranked per query, 0 for none (128 for Flickr30K and 256 for COCO in the paper)
     rerank_score: `itm` as in the paper, or `itm+itc`, which adds the similarity
     itm_loss_pairs: positives the ITM loss is measured on, 0 for none
+    itm_ranking_pictures: of so many first images and their first captions, every pair is also ranked by ITM alone: what a model has that
+        learned no ITC; 0 for none
     gallery: queries of each direction to show with their five best answers
     pairs_per_save: scored pairs between two saves of the progress
     """
@@ -41,13 +58,21 @@ class Retrieval:
     k_test: int = 128
     rerank_score: RerankScore = "itm"
     itm_loss_pairs: int = 512
+    itm_ranking_pictures: int = 0
     gallery: int = 8
     pairs_per_save: int = 8192
 
     def __post_init__(self) -> None:
         if self.rerank_score not in get_args(RerankScore):
             raise ConfigError(f"eval.tasks.retrieval.rerank_score is {self.rerank_score!r}; expected one of {', '.join(get_args(RerankScore))}")
-        for name, least in (("k_test", 0), ("itm_loss_pairs", 0), ("gallery", 0), ("pairs_per_save", 1), ("captions_per_image", 1)):
+        for name, least in (
+            ("k_test", 0),
+            ("itm_loss_pairs", 0),
+            ("itm_ranking_pictures", 0),
+            ("gallery", 0),
+            ("pairs_per_save", 1),
+            ("captions_per_image", 1),
+        ):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise ConfigError(f"eval.tasks.retrieval.{name} is {value!r}; expected a whole number of at least {least}")
@@ -70,9 +95,8 @@ class Retrieval:
         image_of_text = np.repeat(np.arange(len(split)), [len(image.captions) for image in split])
         images, texts = self._encoded(split, captions, predictor, progress)
         similarity = images.features @ texts.features.T
-        text_ranks, image_ranks = metric.text_ranks(similarity, image_of_text), metric.image_ranks(similarity, image_of_text)
-        metrics = _named("itc", metric.summary(text_ranks, image_ranks))
-        counts = {"images": len(text_ranks), "captions": len(image_ranks)}
+        ranks = {"itc": Ranks(metric.text_ranks(similarity, image_of_text), metric.image_ranks(similarity, image_of_text), image_of_text)}
+        counts = {"images": len(ranks["itc"].of_texts), "captions": len(ranks["itc"].of_images)}
         texts_of, images_of = _unranked(similarity, self.k_test or 5)
         if self.k_test:
             texts_of, images_of, counts["pairs_reranked"] = rerank(
@@ -80,15 +104,30 @@ class Retrieval:
             )
             own_texts = image_of_text[texts_of.candidates] == np.arange(len(split))[:, None]
             own_images = images_of.candidates == image_of_text[:, None]
-            metrics |= _named("reranked", metric.summary(texts_of.ranks(own_texts, text_ranks), images_of.ranks(own_images, image_ranks)))
+            first = ranks["itc"]
+            ranks["reranked"] = Ranks(texts_of.ranks(own_texts, first.of_texts), images_of.ranks(own_images, first.of_images), image_of_text)
+        if self.itm_ranking_pictures:
+            ranks["itm"] = self._ranks_by_itm(images, texts, image_of_text, predictor, progress)
+            counts["itm_ranking_pictures"] = len(ranks["itm"].of_texts)
+        metrics = {f"{way}/{name}": value for way, of in ranks.items() for name, value in metric.summary(of.of_texts, of.of_images).items()}
+        outcomes = {f"{way}/{name}": found for way, of in ranks.items() for name, found in of.outcomes().items()}
         if self.itm_loss_pairs and len(split) > 1:
             pairs = draw_pairs(similarity, image_of_text, predictor.temperature, self.itm_loss_pairs)
             logits = pair_logits("matching", predictor, images, texts, pairs.image_index, pairs.text_index, progress, self.pairs_per_save)
             metrics |= matching_metrics(logits, pairs.matches)
             counts["itm_pairs"] = len(logits)
+            outcomes["itm_loss"] = Outcomes(losses(logits, pairs.matches), np.tile(pairs.image_index[: len(logits) // 3], 3))
         _check_counts(counts, split, captions)
         shown = gallery(self.pictures, split, captions, image_of_text, texts_of, images_of, self.gallery) if self.gallery else None
-        return Scores(metrics, counts, {"chance": metric.chance([len(image.captions) for image in split])}, shown)
+        return Scores(metrics, counts, {"chance": metric.chance([len(image.captions) for image in split])}, shown, outcomes)
+
+    def _ranks_by_itm(self, images: Encoded, texts: Encoded, image_of_text: Ints, predictor: Predictor, progress: Progress) -> "Ranks":
+        _, first_captions = np.unique(image_of_text, return_index=True)
+        captions = first_captions[: self.itm_ranking_pictures]
+        image, caption = np.indices((len(captions), len(captions))).reshape(2, -1)
+        logits = pair_logits("itm-ranking", predictor, images, texts, image, captions[caption], progress, self.pairs_per_save)
+        scores, own = logits[:, 1].reshape(len(captions), len(captions)), np.arange(len(captions))
+        return Ranks(metric.text_ranks(scores, own), metric.image_ranks(scores, own), own)
 
     def _encoded(self, split: list[KarpathyImage], captions: list[str], predictor: Predictor, progress: Progress) -> tuple[Encoded, Encoded]:
         paths = [image.path for image in split]
@@ -111,10 +150,6 @@ def _unranked(similarity: NDArray[np.floating[Any]], k: int) -> tuple[Reranked, 
         candidates = most_similar(scores, k)
         found.append(Reranked(candidates, np.take_along_axis(scores, candidates, axis=1)))
     return found[0], found[1]
-
-
-def _named(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
 
 def _check_counts(counts: dict[str, int], split: list[KarpathyImage], captions: list[str]) -> None:
