@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help install demo openclipart check test test-slow chaos-ingest clean
+.PHONY: help install demo openclipart table1 itm-start check test test-slow chaos-ingest clean
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,12 @@ demo: $(STAMP)  ## pictures -> shards -> training -> report, about 10 minutes on
 
 openclipart: $(STAMP)  ## the same stages on 6,000 real, public domain pictures
 	$(BIN)/albef run pipeline/configs/openclipart.yaml --figures docs/benchmarks/openclipart.json
+
+table1: $(STAMP)  ## the paper's Table 1 on the embedded world, 15 runs, under two hours; goes on where it stopped
+	$(BIN)/albef study table1 pipeline/configs/table1_scenes.yaml --docs docs
+
+itm-start: $(STAMP)  ## what makes ITM start, 11 runs, about an hour; goes on where it stopped
+	$(BIN)/albef study itm-start pipeline/configs/demo.yaml --docs docs
 
 check: $(STAMP)  ## formatting, lint, types, import floors
 	$(BIN)/ruff format --check .

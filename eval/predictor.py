@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -147,7 +148,7 @@ class AlbefPredictor:
         input_ids = self.tokenizer.encode([pre_caption(text, self.max_words)], self.max_tokens)[0][0].tolist()
         pieces = self.tokenizer.pieces(input_ids)
         starts = [place for place, piece in enumerate(pieces) if place and not piece.startswith("##")]  # 0 is [CLS]
-        return [self._hidden(input_ids, pieces, start, stop) for start, stop in zip(starts, [*starts[1:], len(pieces)], strict=True)]
+        return [self._hidden(input_ids, pieces, start, stop) for start, stop in pairwise([*starts, len(pieces)])]
 
     def _hidden(self, input_ids: list[int], pieces: list[str], start: int, stop: int) -> HiddenWord:
         masked = (*input_ids[:start], *[self.tokenizer.mask_id] * (stop - start), *input_ids[stop:])

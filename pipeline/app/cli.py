@@ -109,6 +109,30 @@ def scenes(
     typer.echo(f"world: {out.resolve()}")
 
 
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="table1 or itm-start.")],
+    config: ConfigPath,
+    overrides: Overrides = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds of each variant; without it as many as the study has.", min=1)] = None,
+    only: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Variants to run; without it all.")] = None,
+    jobs: Annotated[int, typer.Option(help="Runs side by side, a thread each.", min=1)] = 2,
+    docs: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where the page, its pictures and benchmarks/<name>.json go; without it the run's folder.")
+    ] = None,
+) -> None:
+    """Carry out an experiment of many runs on CONFIG; finished runs are skipped, interrupted ones continue."""
+    from pipeline.app.studies import STUDIES
+    from pipeline.app.studies.study import Choice, run
+    from pipeline.core.errors import ConfigError
+
+    if name not in STUDIES:
+        raise ConfigError(f"study {name!r} is unknown; there are {', '.join(STUDIES)}")
+    logs.configure()
+    choice = Choice(tuple(overrides or ()), seeds, tuple(only.split(",")) if only else None, jobs, docs)
+    typer.echo(f"page: {run(STUDIES[name], config, choice, ' '.join(['albef', *sys.argv[1:]]))}")
+
+
 inspect_app = typer.Typer(help="See what a checkpoint has learned.", no_args_is_help=True)
 
 
@@ -262,7 +286,7 @@ def _add_rooms() -> None:
     app.add_typer(checkpoint_app, name="checkpoint", help="Weights in and out: published ALBEF files, timm, Hugging Face BERT, safetensors.")
 
 
-POLLING = {"run", "scenes", "ingest", "train", "eval"}  # commands that look for signals between units of work; others end at once
+POLLING = {"run", "scenes", "ingest", "train", "eval", "study"}  # commands that look for signals between units of work; others end at once
 
 
 def main() -> None:

@@ -114,6 +114,11 @@ def _two_panels(draw: Callable[[Axes, Axes], None]) -> str:
 
 def as_png(figure: Figure) -> str:
     """In base64."""
+    return base64.b64encode(png(figure)).decode()
+
+
+def png(figure: Figure) -> bytes:
+    """The file itself."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

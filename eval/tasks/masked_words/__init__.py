@@ -15,7 +15,7 @@ from pipeline.core.run_directory import fingerprint
 from shards.annotations.karpathy import KarpathyImage, read_karpathy
 from shards.random_stream import item_keys, uniforms
 
-CHUNK = 128  # pictures between two saves
+CHUNK = 256  # captions between two saves
 HIDDEN_WORD = 182  # random stream
 Floats = NDArray[np.float64]
 

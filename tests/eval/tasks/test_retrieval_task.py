@@ -57,6 +57,21 @@ def test_the_scores_equal_a_plain_ranking_of_all_pairs(
     assert scores.counts["pairs_reranked"] <= similarity.size
 
 
+def test_ranking_by_itm_alone_takes_every_pair_of_the_first_pictures_and_their_first_captions(
+    benchmark_on_disk, make_predictor: Callable[..., AlbefPredictor]
+) -> None:
+    task = Retrieval(str(benchmark_on_disk.annotations), str(benchmark_on_disk.pictures), k_test=0, itm_loss_pairs=0, gallery=0, itm_ranking_pictures=7)
+    predictor = make_predictor()
+    scores = task(predictor, Progress())
+    shown = task.images()[:7]
+    images, texts = task._encoded(shown, [image.captions[0] for image in shown], predictor, Progress())
+    match = predictor.match_logits(images, texts, *np.indices((7, 7)).reshape(2, -1))[:, 1].reshape(7, 7)
+    assert scores.counts["itm_ranking_pictures"] == 7
+    for k in (1, 5):
+        assert scores.metrics[f"itm/text_recall@{k}"] == pytest.approx(plain_hits(np.argsort(-match), np.eye(7, dtype=bool), k))
+        assert scores.metrics[f"itm/image_recall@{k}"] == pytest.approx(plain_hits(np.argsort(-match.T), np.eye(7, dtype=bool), k))
+
+
 def test_re_ranking_can_lift_the_right_answer_and_ties_still_count_against_it() -> None:
     found = Reranked(candidates=np.array([[3, 1, 2], [0, 1, 2], [4, 5, 6]]), scores=np.array([[0.1, 0.9, 0.5], [0.5, 0.5, 0.1], [1.0, 2.0, 3.0]]))
     own = np.array([[False, True, False], [True, False, False], [False, False, False]])
