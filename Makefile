@@ -29,7 +29,7 @@ openclipart: $(STAMP)  ## the same stages on 6,000 real, public domain pictures
 table1: $(STAMP)  ## the paper's Table 1 on the embedded world, 15 runs, under two hours; goes on where it stopped
 	$(BIN)/albef study table1 pipeline/configs/table1_scenes.yaml --docs docs
 
-itm-start: $(STAMP)  ## what makes ITM start, 11 runs, about an hour; goes on where it stopped
+itm-start: $(STAMP)  ## what makes ITM start, 12 runs, about an hour; goes on where it stopped
 	$(BIN)/albef study itm-start pipeline/configs/demo.yaml --docs docs
 
 check: $(STAMP)  ## formatting, lint, types, import floors

@@ -19,10 +19,10 @@ from pipeline.app.studies.study import Row, Study, row
 
 DEMO = "demo"
 SETTINGS: Overrides = (
-    "training.max_steps=900",
-    "training.alpha_start_step=900",  # hard targets throughout: the teacher's are another study
-    "training.evaluate_every_steps=75",
-    "training.save_every_steps=300",
+    "training.max_steps=800",
+    "training.alpha_start_step=800",  # hard targets throughout: the teacher's are another study
+    "training.evaluate_every_steps=80",
+    "training.save_every_steps=400",
     "training.keep_last=1",
     "training.torch_threads=1",
     "eval.tasks.retrieval.gallery=0",

@@ -79,13 +79,9 @@ def _chosen(study: Study, only: Sequence[str] | None) -> Mapping[str, Overrides]
 
 
 def _cost(runs: Sequence[Run], jobs: int) -> Row:
+    """What the study took, and the lengths its page speaks of."""
     minutes = sum(run.minutes() for run in runs)
     training = runs[0].config.training
     assert training is not None
-    return {
-        "runs": len(runs),
-        "side_by_side": jobs,
-        "steps": training.max_steps,
-        "minutes_of_runs": round(minutes, 1),
-        "minutes_in_all": round(minutes / jobs, 1),
-    }
+    lengths = {"steps": training.max_steps, "evaluate_every_steps": training.evaluate_every_steps}
+    return {"runs": len(runs), "side_by_side": jobs, **lengths, "minutes_of_runs": round(minutes, 1), "minutes_in_all": round(minutes / jobs, 1)}
