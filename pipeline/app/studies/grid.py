@@ -1,5 +1,6 @@
 """The runs of a study: each an ordinary `albef run` in a folder of its own, a few at a time; finished ones are skipped, interrupted ones go on."""
 
+import json
 import logging
 import os
 import signal
@@ -9,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.app.config import RunConfig
 from pipeline.app.run import run as walk
@@ -37,17 +37,18 @@ class Run:
     def folder(self) -> Path:
         return Path(self.config.run.folder)
 
-    def result(self, stage: str) -> Mapping[str, Any]:
-        """What the finished stage returned."""
-        record = RunDirectory(self.folder).result(stage)
-        assert record is not None, f"{self.folder}: {stage} is not finished"
-        result: Mapping[str, Any] = record["result"]
-        return result
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a figure taken while training; where a run went on after a kill, its last word on a step."""
+        lines = (json.loads(line) for line in (self.folder / "train" / "metrics.jsonl").read_text().splitlines() if line.endswith("}"))
+        found = {line["step"]: line[name] for line in lines if name in line}
+        return sorted(found), [found[step] for step in sorted(found)]
 
     def minutes(self) -> float:
-        """Wall time of training and evaluation; of an interrupted stage only its last stretch is recorded."""
-        records = [RunDirectory(self.folder).result(stage) for stage in ("train", "eval")]
-        return float(sum(record["seconds"] for record in records if record)) / 60
+        """Wall time of every optimizer step, however often the run was interrupted, and of the evaluation."""
+        assert self.config.training is not None
+        steps_s = sum(self.config.training.global_batch_size / pairs_per_s for pairs_per_s in self.curve("pairs_per_s")[1])
+        evaluated = RunDirectory(self.folder).result("eval")
+        return (steps_s + (evaluated["seconds"] if evaluated else 0.0)) / 60
 
 
 def runs_of(name: str, base: Path, overrides: Sequence[str], variants: Mapping[str, Overrides], seeds: Sequence[int]) -> list[Run]:

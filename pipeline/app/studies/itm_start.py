@@ -1,6 +1,5 @@
 """What makes ITM start: one thing changed at a time around the demo's setting, and the held-out ITM loss as training goes on."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,17 +78,10 @@ def _tell_one(variant: str, runs: Sequence[Run]) -> list[Row]:
     for recall in ("text_recall@1", "image_recall@1"):
         gain = difference([one[f"reranked/{recall}"] for one in found], [one[f"itc/{recall}"] for one in found])
         rows.append(row(f"{variant}/re-ranking adds to {recall}", "%", gain, "re-ranked by ITM minus ITC, paired by picture"))
-    started = [_started(*curve(run, "val/itm_loss")) for run in runs]
+    started = [_started(*run.curve("val/itm_loss")) for run in runs]
     rows.append({"case": f"{variant}/started at step", "unit": "step", "ours": started[0], "peer": None, "peer_name": None, "ratio": None,
                  "note": f"first evaluation from which the validation's ITM loss stays below {STARTED_BELOW:.3f}; null: never", "seeds": started})  # fmt: skip
     return rows
-
-
-def curve(run: Run, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a figure taken while training; a run that went on after a kill has its last word on a step."""
-    lines = (json.loads(line) for line in (run.folder / "train" / "metrics.jsonl").read_text().splitlines() if line.endswith("}"))
-    found = {line["step"]: line[name] for line in lines if name in line}
-    return sorted(found), [found[step] for step in sorted(found)]
 
 
 def _started(steps: Sequence[int], losses: Sequence[float]) -> int | None:
@@ -120,7 +112,7 @@ def plot(runs: Sequence[Run]) -> bytes:
 
 def _draw(axes: Axes, runs: Sequence[Run], title: str, colour: str) -> None:
     """The mean over the seeds, and each seed thin beside it."""
-    curves = [curve(run, "val/itm_loss") for run in runs]
+    curves = [run.curve("val/itm_loss") for run in runs]
     for steps, losses in curves if len(curves) > 1 else ():
         axes.plot(steps, losses, color=colour, alpha=0.3, linewidth=0.8)
     axes.plot(curves[0][0], np.mean([losses for _, losses in curves], axis=0), color=colour, linewidth=1.8, marker=".", label=title)
