@@ -87,9 +87,9 @@ def test_the_itm_loss_of_one_sample_is_a_third_of_its_positive() -> None:
     assert output.losses["itm"].item() == pytest.approx(-positive.log_softmax(dim=1)[0, 1].item() / 3, rel=1e-5)
 
 
-@pytest.mark.parametrize("same_image_negatives", [True, False])
-def test_all_the_same_picture(bf16: bool, same_image_negatives: bool) -> None:
-    trained(collated(CAPTIONS, [7] * 4, 4), 4, bf16=bf16, itm={"same_image_negatives": same_image_negatives})
+@pytest.mark.parametrize("apart", [True, False])
+def test_all_the_same_picture(bf16: bool, apart: bool) -> None:
+    trained(collated(CAPTIONS, [7] * 4, 4), 4, bf16=bf16, itm={"same_image_negatives": apart}, itc={"same_image_positives": not apart})
 
 
 def test_all_the_same_pair(bf16: bool) -> None:
@@ -121,8 +121,8 @@ def test_similarity_saturated_at_the_lowest_temperature(bf16: bool, pictures: li
 
 
 def test_all_of_it_at_once(bf16: bool) -> None:
-    for options in itertools.product([True, False], repeat=2):
-        choices = {"itm": {"same_image_negatives": options[0]}, "mlm": {"soft_targets": options[1]}}
+    for options in itertools.product([True, False], repeat=3):
+        choices = {"itm": {"same_image_negatives": options[0]}, "mlm": {"soft_targets": options[1]}, "itc": {"same_image_positives": options[2]}}
         trained(collated([""], [7], 1), 1, queue_size=0, bf16=bf16, temperature=0.001, **choices)
 
 

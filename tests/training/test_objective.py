@@ -213,6 +213,25 @@ def test_without_soft_targets_a_loss_is_its_own_at_alpha_0() -> None:
         assert losses[other].item() != pytest.approx(hard[other].item(), rel=1e-5)
 
 
+def test_pairs_of_one_picture_are_each_others_positives_where_asked_in_the_group_and_in_the_queue() -> None:
+    (student, teacher), queue = models(), FeatureQueue(6, TINY.embed_dim)
+    queue.push(torch.eye(4, TINY.embed_dim), torch.eye(4, TINY.embed_dim).roll(1, dims=0), torch.tensor([2, 9, 0, 9]))
+    batch = dataclasses.replace(make_batch(4, 4), image_ids=torch.tensor([0, 2, 0, 7]))
+    output = pretrainer(student, 4, itc={"same_image_positives": True})(batch, teacher, queue, 0.0)
+
+    target = torch.cat([batch.image_ids, queue.ids]) == batch.image_ids[:, None]
+    assert target.sum(dim=1).tolist() == [3, 2, 3, 1]
+    directions = []
+    for own, others, ring in (("image", "text", queue.text), ("text", "image", queue.image)):
+        step = plain_losses(student, teacher, queue, batch, 0.0, Negatives(torch.tensor([1, 0, 3, 2]), torch.tensor([1, 0, 3, 2])))
+        queries = {"image": student.image_feat(student.encode_image(batch.pixels(torch.float32))),
+                   "text": student.text_feat(student.encode_text(batch.input_ids, batch.attention_mask))}[own]  # fmt: skip
+        keys = torch.cat([{"image": step.teacher_image_feat, "text": step.teacher_text_feat}[others], ring])
+        log_probability = (queries @ keys.T / student.temperature).log_softmax(dim=1)
+        directions.append(-(log_probability * target / target.sum(dim=1, keepdim=True)).sum(dim=1).mean())
+    assert output.losses["itc"].item() == pytest.approx((sum(directions) / 2).item(), rel=1e-5)  # type: ignore[union-attr]
+
+
 def test_negatives_are_uniform_before_hard_from_step_and_stay_in_their_group() -> None:
     (student, teacher), batch, queue = models(), make_batch(8, 4), FeatureQueue(0, TINY.embed_dim)
     logits = {}

@@ -24,6 +24,7 @@ STANDIN = "the world's stand-in for ImageNet weights"
 OPTIONS: dict[str, list[Any]] = {
     "losses": [["itc", "itm", "mlm"], ["itm", "mlm"], ["itc", "mlm"], ["itc"], ["mlm"], ["itm"]],
     "losses.itc.soft_targets": [True, False],
+    "losses.itc.same_image_positives": [False, True],
     "losses.itm.hard_from_step": [0, 2, None],
     "losses.itm.same_image_negatives": [True, False],
     "losses.itm.weight": [1.0, 3.0],
