@@ -14,8 +14,10 @@ import tiny_run
 import yaml
 from PIL import Image
 
+from pipeline.app.config import RunConfig
 from pipeline.app.studies import STUDIES
 from pipeline.app.studies.grid import runs_of
+from pipeline.core.config import load
 
 BASE = Path(__file__).parents[3] / "pipeline" / "configs"
 
@@ -195,3 +197,16 @@ def test_the_rows_of_table1_add_one_part_of_the_method_each() -> None:
         {"itc": {"soft_targets": True}, "itm": {**weight, "hard_from_step": 300}, "mlm": {"soft_targets": False}},
         {"itc": {"soft_targets": True}, "itm": {**weight, "hard_from_step": 300}, "mlm": {"soft_targets": True}},
     ]
+
+
+def test_the_rows_on_scenes_are_those_of_the_papers_table() -> None:
+    def parts(config: RunConfig) -> dict[str, object]:
+        assert config.training is not None
+        losses = {name: options or {} for name, options in config.training.losses.items()}
+        hard = losses["itm"].get("hard_from_step", 0) is not None
+        return {"losses": set(losses), "hard negatives": hard, "MoD": {name: losses[name].get("soft_targets", True) for name in losses.keys() & {"itc", "mlm"}}}
+
+    study = STUDIES["table1"]
+    runs = runs_of("table1", BASE / "table1_scenes.yaml", study.settings, study.variants, [0])
+    papers = sorted((BASE / "table1").glob("*.yaml"))
+    assert [parts(run.config) for run in runs] == [parts(load(RunConfig, path)) for path in papers]
