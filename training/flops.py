@@ -13,11 +13,12 @@ FORWARD_AND_BACKWARD = 3  # of a product both of whose factors need a gradient
 
 @dataclass(frozen=True)
 class Texts:
-    """Lengths of a batch's texts in tokens, as means over its pairs."""
+    """Lengths of a batch's texts in tokens, as means over its pairs; and what is seen of its pictures."""
 
     tokens: Count  # of a text
     predicted: Count  # of these that MLM predicts
     drawn_tokens: Count  # of ITM's drawn texts: where they keep their padding, that counts too
+    kept_patches: int | None = None  # of a picture that the student sees under patch dropout; None is all
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def texts_of(batches: Sequence[Batch]) -> Texts:
     pairs = sum(len(batch) for batch in batches)
     tokens = sum(int(batch.attention_mask.sum()) for batch in batches) / pairs
     predicted = sum(len(batch.mlm_positions) for batch in batches if batch.mlm_positions is not None) / pairs
-    return Texts(tokens, predicted, drawn_tokens=tokens)
+    kept = batches[0].kept_patches
+    return Texts(tokens, predicted, drawn_tokens=tokens, kept_patches=None if kept is None else kept.shape[1])
 
 
 def objectives_of(losses: Mapping[str, Any], alpha: float, step: int) -> Objectives | None:
@@ -75,18 +77,18 @@ def fused_step(config: ModelConfig, texts: Texts, group_size: int, queue_size: i
     features = o.itc or (o.itm and o.hard_negatives)
     projected = FORWARD_AND_BACKWARD if o.itc else 1  # hard negatives are drawn without a gradient
     clean, masked = o.itc or o.itm, o.mlm
-    patches = _patches(config)
+    seen = config.num_patches if texts.kept_patches is None else texts.kept_patches
     student = {
-        "vision": FORWARD_AND_BACKWARD * vision(config) - patches,  # pictures need no gradient
+        "vision": FORWARD_AND_BACKWARD * vision(config, seen) - _patches(config),  # pictures need no gradient
         "text": FORWARD_AND_BACKWARD * (clean + masked) * _text(config, tokens, tokens),
-        "fusion": FORWARD_AND_BACKWARD * _fusion(config, rows, pictures=bool(rows)),
+        "fusion": FORWARD_AND_BACKWARD * _fusion(config, rows, seen),
         "heads": FORWARD_AND_BACKWARD * (3 * o.itm * _matching(config) + o.mlm * _words(config, texts.predicted)) + features * projected * _projections(config),
     }
     distilled = [_Row(tokens, texts.predicted)] if o.mlm_soft_targets else []
     teacher = {
-        "vision": vision(config) if features or distilled else 0.0,
+        "vision": vision(config, config.num_patches) if features or distilled else 0.0,
         "text": features * _text(config, tokens, last=1) + bool(distilled) * _text(config, tokens, tokens),
-        "fusion": _fusion(config, distilled, pictures=bool(distilled)),
+        "fusion": _fusion(config, distilled, config.num_patches),
         "heads": features * _projections(config) + bool(distilled) * _words(config, texts.predicted),
     }
     keys = 2 * (1 + o.itc_soft_targets) * 2 * (group_size + queue_size)  # two directions: similarities and the mean key under them, of student and teacher
@@ -97,15 +99,15 @@ def fused_step(config: ModelConfig, texts: Texts, group_size: int, queue_size: i
 def plain_step(config: ModelConfig, texts: Texts, group_size: int, queue_size: int) -> Parts:
     """The original's passes: each pair of text and picture by itself with keys and values of its own, all states everywhere, the word head on all tokens."""
     tokens, rows = texts.tokens, [_Row(texts.tokens, texts.tokens)]
-    fused_pair = _fusion(config, rows, pictures=True)
+    fused_pair = _fusion(config, rows, config.num_patches)
     student = {
-        "vision": FORWARD_AND_BACKWARD * vision(config) - _patches(config),
+        "vision": FORWARD_AND_BACKWARD * vision(config, config.num_patches) - _patches(config),
         "text": FORWARD_AND_BACKWARD * 2 * _text(config, tokens, tokens),
         "fusion": FORWARD_AND_BACKWARD * 4 * fused_pair,
         "heads": FORWARD_AND_BACKWARD * (_projections(config) + 3 * _matching(config) + _words(config, tokens)),
     }
     teacher = {
-        "vision": vision(config),
+        "vision": vision(config, config.num_patches),
         "text": 2 * _text(config, tokens, tokens),
         "fusion": fused_pair,
         "heads": _projections(config) + _words(config, tokens),
@@ -114,9 +116,9 @@ def plain_step(config: ModelConfig, texts: Texts, group_size: int, queue_size: i
     return _named(student, teacher) | {"similarities": 2.0 * config.embed_dim * keys}
 
 
-def vision(config: ModelConfig) -> Count:
-    """The image encoder's forward pass over one picture."""
-    tokens, width = 1 + config.num_patches, config.vision_width
+def vision(config: ModelConfig, patches: int) -> Count:
+    """The image encoder's forward pass over one picture: all patches are projected, `patches` of them go through the blocks."""
+    tokens, width = 1 + patches, config.vision_width
     hidden = int(width * config.vision_mlp_ratio)
     block = 2 * tokens * width * (4 * width + 2 * hidden) + 4 * tokens**2 * width
     return _patches(config) + config.vision_depth * float(block)
@@ -131,12 +133,13 @@ def _text(config: ModelConfig, tokens: Count, last: Count) -> Count:
     return (config.text_layers - 1) * _text_layer(config, tokens, tokens) + _text_layer(config, last, tokens)
 
 
-def _fusion(config: ModelConfig, rows: Sequence[_Row], pictures: bool) -> Count:
-    """The fusion layers over the rows of one picture, its keys and values projected once a layer."""
-    below = sum(_fusion_layer(config, row.tokens, row.tokens) for row in rows)
-    last = sum(_fusion_layer(config, row.last, row.tokens) for row in rows)
-    projected = 4.0 * (1 + config.num_patches) * config.vision_width * config.text_hidden
-    return (config.fusion_layers - 1) * below + last + pictures * config.fusion_layers * projected
+def _fusion(config: ModelConfig, rows: Sequence[_Row], patches: int) -> Count:
+    """The fusion layers over the rows of one picture, whose keys and values are projected once a layer; nothing where there are no rows."""
+    picture = 1 + patches
+    below = sum(_fusion_layer(config, row.tokens, row.tokens, picture) for row in rows)
+    last = sum(_fusion_layer(config, row.last, row.tokens, picture) for row in rows)
+    projected = 4 * picture * config.vision_width * config.text_hidden
+    return (config.fusion_layers - 1) * below + last + bool(rows) * config.fusion_layers * projected
 
 
 def _text_layer(config: ModelConfig, queries: Count, tokens: Count) -> Count:
@@ -145,10 +148,10 @@ def _text_layer(config: ModelConfig, queries: Count, tokens: Count) -> Count:
     return 4 * width * (queries * width + tokens * width + queries * tokens + queries * config.text_intermediate)
 
 
-def _fusion_layer(config: ModelConfig, queries: Count, tokens: Count) -> Count:
+def _fusion_layer(config: ModelConfig, queries: Count, tokens: Count, picture: int) -> Count:
     """The same and cross-attention, but for the picture's keys and values."""
     width = config.text_hidden
-    return _text_layer(config, queries, tokens) + 4 * width * queries * (width + 1 + config.num_patches)
+    return _text_layer(config, queries, tokens) + 4 * width * queries * (width + picture)
 
 
 def _projections(config: ModelConfig) -> Count:

@@ -70,6 +70,13 @@ def test_the_fused_step_is_counted_exactly_but_for_attention_of_states_that_only
     assert found == wanted + 4 * model.text_hidden * TOKENS * fillers
 
 
+def test_patches_the_student_does_not_see_are_not_counted() -> None:
+    kept = 2
+    batch = dataclasses.replace(full_batch(MEDIUM, 1), kept_patches=torch.arange(kept).expand(PAIRS, kept))
+    wanted = flops.fused_step(MEDIUM, flops.texts_of([batch]), PAIRS, 10, flops.Objectives(mlm_soft_targets=False, itc_soft_targets=False))
+    assert counted(MEDIUM, batch, 0.0, ["itc", "itm", "mlm"]) == sum(wanted.values())
+
+
 def test_of_ragged_texts_only_padding_is_left_out_of_the_count() -> None:
     """Executed besides: padding of drawn texts, what rounds packed tokens up, and slots of attention; 15 % at this size, where texts are a large part."""
     batch = train.drawn_batch(MEDIUM, PAIRS, PAIRS)
