@@ -19,6 +19,7 @@ from pipeline.app.bench.row import BenchRow, alone, compared, measure
 from pipeline.app.bench.usage import cpu_seconds_of
 from training import flops
 from training.batch import Batch
+from training.compilation import compile_blocks
 from training.feature_queue import FeatureQueue
 from training.kernels.contrast import contrast
 from training.losses import LOSSES
@@ -35,7 +36,7 @@ ALPHA, MOMENTUM, TOKENS, MASKED_SHARE = 0.4, 0.995, 30, 0.15
 GROUP_SIZE, QUEUE_SIZE = 64, 65_536
 CLS, PAD, MASK = 101, 0, 103  # of bert-base-uncased
 CHUNK_EXPONENTS = (16, 18, 20, 22)
-GPU_BATCHES, GPU_STEPS = (64, 128, 256, 512), 10
+GPU_BATCHES, GPU_WARM_UP, GPU_STEPS = (64, 128, 256, 512), 3, 10
 PLAIN = "the original's passes"
 
 
@@ -206,24 +207,30 @@ def gpu(scale: Scale) -> list[BenchRow]:
     device = torch.device("cuda")
     rate = matrix_product_rate(device, torch.bfloat16)
     rows = [alone("gpu-matrix-product", "TFLOP/s", [rate / 1e12], f"bf16, fastest of a few; {torch.cuda.get_device_name(device)}")]
-    for pairs in GPU_BATCHES:
-        rows += _gpu_rows(pairs, device, rate, scale)
+    for compiled in (False, True):
+        for pairs in GPU_BATCHES:
+            rows += _gpu_rows(pairs, compiled, device, rate, scale)
     return rows
 
 
-def _gpu_rows(pairs: int, device: torch.device, rate: float, scale: Scale) -> list[BenchRow]:
+def _gpu_rows(pairs: int, compiled: bool, device: torch.device, rate: float, scale: Scale) -> list[BenchRow]:
     host_batch = drawn_batch(BASE.model, pairs, GROUP_SIZE)
     useful = sum(flops.fused_step(BASE.model, flops.texts_of([host_batch]), GROUP_SIZE, QUEUE_SIZE).values())
     steps, batch = Steps(BASE, GROUP_SIZE, device, torch.bfloat16), host_batch.to(device)
+    if compiled:
+        compile_blocks(steps.student)
+        compile_blocks(steps.teacher)
     torch.cuda.reset_peak_memory_stats(device)
-    steps.fused(batch)
+    for _ in range(GPU_WARM_UP):
+        steps.fused(batch)
     speeds = [pairs * GPU_STEPS / _seconds(partial(steps.fused, batch)) for _ in range(scale.rounds)]
     memory = torch.cuda.max_memory_allocated(device) / 1e9
-    note = f"{pairs} pairs, bf16, {useful / 1e9:.0f} useful GFLOP a pair, whole steps"
+    case = f"gpu-{pairs}{'-compiled' if compiled else ''}"
+    note = f"{pairs} pairs, bf16, {useful / 1e9:.0f} useful GFLOP a pair, whole steps{', blocks compiled' if compiled else ''}"
     return [
-        alone(f"gpu-{pairs}", "pairs/s", speeds, note),
-        alone(f"gpu-{pairs}-mfu", "%", [100 * speed * useful / rate for speed in speeds], note),
-        alone(f"gpu-{pairs}-memory", "GB", [memory], "allocated at the most, weights and moments included"),
+        alone(case, "pairs/s", speeds, note),
+        alone(f"{case}-mfu", "%", [100 * speed * useful / rate for speed in speeds], note),
+        alone(f"{case}-memory", "GB", [memory], "allocated at the most, weights and moments included"),
     ]
 
 
