@@ -32,6 +32,10 @@ def load_hf_bert(model: Albef, path_or_name: str) -> None:
     """
     source, settings = _hf_state(path_or_name)
     _check_settings(path_or_name, settings, model.config)
+    if (left_out := settings["num_hidden_layers"] - model.config.text_layers - model.config.fusion_layers) > 0:
+        log.warning(
+            "%s: its upper %d layers are left out; training.model has %d + %d", path_or_name, left_out, model.config.text_layers, model.config.fusion_layers
+        )
     table = _table(model.config)
     if not any(theirs.startswith("cls.") for theirs in source):
         log.warning("%s has no masked-language head: ours starts fresh, on its word embeddings", path_or_name)

@@ -219,6 +219,12 @@ def test_a_bert_with_too_few_layers_is_refused(tmp_path: Path) -> None:
         load_hf_bert(Albef(SMALL), str(tmp_path))
 
 
+def test_layers_a_bert_has_too_many_are_left_out_and_said_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_bert(tmp_path, num_hidden_layers=5)
+    load_hf_bert(Albef(SMALL), str(tmp_path))
+    assert "its upper 2 layers are left out; training.model has 2 + 1" in caplog.text
+
+
 def test_a_folder_without_a_bert_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be loaded; expected a folder with a BERT") as caught:
         load_hf_bert(Albef(SMALL), str(tmp_path))
