@@ -195,6 +195,7 @@ def test_the_original_codes_file_comes_back_with_the_same_tensors_under_the_same
 def test_the_five_lines_of_the_documentation_load_an_export_and_the_next_use_it(world: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
     assert len([line for line in blocks[0].splitlines() if line.strip()]) == 5
+    assert blocks[0] in (DOCS.parents[1] / "README.md").read_text()
     cv2.imwrite(str(world / "star.png"), np.full((40, 50, 3), 200, dtype=np.uint8))
     program = "".join(blocks[:2]).replace('"runs/demo/exported"', repr(str(world / "exported"))).replace('"pictures"', repr(str(world)))
     done = subprocess.run([sys.executable, "-c", program], env=tiny_run.environment(), capture_output=True, text=True, check=False, timeout=120)
