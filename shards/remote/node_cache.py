@@ -310,6 +310,9 @@ def _lock(descriptor: int, deadline: float, path: str) -> None:
 
 
 def _close(descriptor: int) -> None:
+    """Unlocked first: closing alone would leave the lock with a child that was forked between the opening of the file and its noting."""
+    with contextlib.suppress(OSError):  # of a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
     _lockable.discard(descriptor)
     os.close(descriptor)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import ConfigError, DataError, Stopped
+from shards.remote import node_cache
 from shards.remote.node_cache import NodeCache
 
 PIECE = 1000
@@ -241,6 +242,34 @@ def test_a_forked_child_does_not_keep_its_dead_parent_s_lock(tmp_path: Path) -> 
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
+
+
+def test_a_child_forked_just_before_a_lock_was_noted_does_not_keep_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, child, waiting = NodeCache(str(tmp_path), 4 * PIECE, 10), 0, []
+
+    def forking(deadline: float) -> Iterator[bytes]:
+        nonlocal child
+        with monkeypatch.context() as before_noting:
+            before_noting.setattr(node_cache, "_lockable", set())
+            child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        waiting.append(pool.submit(cache.read, named(0), PIECE, 10, 500, never))
+        time.sleep(0.3)  # by then it stands at the lock
+        yield content(named(0))
+
+    def never(deadline: float) -> Iterator[bytes]:
+        raise AssertionError("fetched twice")
+        yield b""
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            assert cache.read(named(0), PIECE, 10, 500, forking)[0] == content(named(0))[10:510]
+            assert waiting[0].result(timeout=5)[0] == content(named(0))[10:510]
+        finally:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
 
 
 def test_a_file_where_the_user_s_own_cache_folder_should_be_is_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
