@@ -92,6 +92,11 @@ class TrainingConfig(Section):
     group_size: int = Field(
         default=64, ge=1, description="consecutive pairs that are each other's in-batch keys and ITM negatives; alone in its group, a pair has none of either"
     )
+    negatives: Literal["group", "global"] = Field(
+        default="group",
+        description="which pairs are these. group: those of the own group_size; global: all of the global batch, over all ranks, whatever group_size is; "
+        "needs the global batch in one pass, no accumulation, and waits for the device once a step",
+    )
 
     momentum: float = Field(default=0.995, ge=0, le=1, description="decay of the teacher's moving average")
     alpha: float = Field(default=0.4, ge=0, le=1, description="weight of the teacher's soft targets after the ramp")
@@ -161,10 +166,15 @@ class TrainingConfig(Section):
             raise ValueError("augment_on device rounds warps differently from the original's pixels, which transform parity asks for; take one of the two")
         if self.manifest is not None and not isinstance(self.dataset, str):
             raise ValueError("manifest pins one dataset; of a blend, give each dataset its own manifest")
-        if self.global_batch_size % self.group_size:
+        if self.global_batch_size % self.pairs_per_group:
             fitting = divisors(self.global_batch_size)
             raise ValueError(f"global_batch_size {self.global_batch_size} is not a multiple of group_size {self.group_size}; group sizes that fit: {fitting}")
         return self
+
+    @property
+    def pairs_per_group(self) -> int:
+        """Consecutive pairs of the global batch that are each other's in-batch keys and ITM candidates."""
+        return self.global_batch_size if self.negatives == "global" else self.group_size
 
     @property
     def num_kept_patches(self) -> int:

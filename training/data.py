@@ -40,7 +40,7 @@ class Collate:
     tokenizer: Tokenizer
     max_tokens: int
     mlm_probability: float
-    group_size: int
+    group_size: int  # pairs that negatives are drawn from
     device_augment: PretrainTransform | None = None  # whose RandAugment is left to the device
     num_patches: int = 0  # of a picture, of which the student sees num_kept_patches
     num_kept_patches: int = 0
@@ -173,7 +173,7 @@ def build_loader(
                 tokenizer,
                 config.max_tokens,
                 config.mlm_probability,
-                config.group_size,
+                config.pairs_per_group,
                 device_augment,
                 config.model.num_patches,
                 config.num_kept_patches,

@@ -31,13 +31,17 @@ class World:
     device: torch.device
     local_size: int = 1
 
-    def mean(self, values: Tensor) -> Tensor:
-        """The average over all ranks, the same on each; `values` is left alone."""
+    def sum(self, values: Tensor) -> Tensor:
+        """Over all ranks, the same on each; `values` is left alone."""
         if self.world_size == 1:
             return values
-        total = values.clone()
+        total = values.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        return total / self.world_size
+        return total
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The average over all ranks, the same on each; `values` is left alone."""
+        return self.sum(values) / self.world_size if self.world_size > 1 else values
 
     def gather(self, local: Tensor) -> Tensor:
         """Rows of all ranks, concatenated in rank order: [N, ...] -> [world_size * N, ...]; carries no gradient."""

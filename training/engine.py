@@ -29,6 +29,7 @@ from training.data_wait import DataWait, WaitFigures, metrics_of, slowest_rank, 
 from training.distributed import World
 from training.feature_queue import FeatureQueue
 from training.flat_groups import MOMENTS, FlatGroup, adam_state, flat_groups
+from training.global_group import GlobalGroup
 from training.initialise import build_student, load_teacher_and_queue
 from training.losses import LOSSES
 from training.metrics import Metrics
@@ -109,7 +110,7 @@ class Trainer:
         self.data_wait = DataWait(self.loader.stage_times, config.data_wait_window_steps)
         self.quarantine_budget = QuarantineBudget(config.quarantine_budget, dataset.num_samples, dataset.name_of)
         rate = matrix_product_rate(world.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-        self.throughput = Throughput(self.student.config, self.engine.module.losses, config.group_size, config.queue_size, rate)
+        self.throughput = Throughput(self.student.config, self.engine.module.losses, config.pairs_per_group, config.queue_size, rate)
         self.metrics = Metrics(run_folder / "train", self.state.step, config.log_every_steps) if world.rank == 0 else None
         log.info(
             "stage train: DeepSpeed ZeRO-%d %s, %d rank(s) x %d pairs x %d accumulation, %d items, step %d of %d, %.1fM parameters",
@@ -316,8 +317,11 @@ class Trainer:
 def split_of(config: TrainingConfig, world_size: int) -> tuple[int, int]:
     """(micro-batch size, accumulation steps) that make the global batch on this many ranks: any product of the three, with groups left whole.
 
+    Where the global batch is one group it has to be one pass over all ranks.
     Raises ConfigError when no split exists, naming the numbers of ranks, or the micro-batch sizes, that fit.
     """
+    if config.negatives == "global":
+        return _in_one_pass(config, world_size), 1
     per_rank, left = divmod(config.global_batch_size, world_size)
     if left or per_rank % config.group_size:
         raise ConfigError(
@@ -331,6 +335,22 @@ def split_of(config: TrainingConfig, world_size: int) -> tuple[int, int]:
             f"group_size {config.group_size}; sizes that fit: {[config.group_size * groups for groups in divisors(per_rank // config.group_size)]}"
         )
     return micro_batch_size, per_rank // micro_batch_size
+
+
+def _in_one_pass(config: TrainingConfig, world_size: int) -> int:
+    """The micro-batch size."""
+    per_rank, left = divmod(config.global_batch_size, world_size)
+    if left:
+        raise ConfigError(
+            f"training.global_batch_size {config.global_batch_size} cannot be split over {world_size} ranks; "
+            f"ranks that fit: {divisors(config.global_batch_size)}"
+        )
+    if config.micro_batch_size not in (None, per_rank):
+        raise ConfigError(
+            f"training.micro_batch_size {config.micro_batch_size} would accumulate, but training.negatives global needs the global batch of "
+            f"{config.global_batch_size} in one pass; on {world_size} ranks set it to {per_rank} or null"
+        )
+    return per_rank
 
 
 # What may differ between a checkpoint and the run that continues it; anything else would be another experiment.
@@ -388,6 +408,8 @@ def _deepspeed_engine(config: TrainingConfig, student: Any, world: World, micro_
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 1_000_000_000,
     }
-    pretrainer = Pretrainer(student.to(world.device), chosen_from(LOSSES, config.losses, "training.losses"), config.group_size)
+    losses = chosen_from(LOSSES, config.losses, "training.losses")
+    over_ranks = GlobalGroup(world, config.max_tokens) if config.negatives == "global" and world.world_size > 1 else None  # alone, it is one plain group
+    pretrainer = Pretrainer(student.to(world.device), losses, config.pairs_per_group, over_ranks)
     engine, *_ = deepspeed.initialize(model=pretrainer, optimizer=adamw, config=settings, dist_init_required=False)
     return engine

@@ -1,4 +1,7 @@
-"""Useful floating-point operations of a training step, a pair: matrix products alone, a multiply-add counted as two, nothing for what could be left out."""
+"""Useful floating-point operations of a training step, a pair: matrix products alone, a multiply-add counted as two, nothing for what could be left out.
+
+Over a group that ranks share, these are a pair's in the mean over ranks: how many of ITM's drawn pictures a single rank holds differs from step to step.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.core.errors import ConfigError
 from training.batch import Batch
 from training.feature_queue import FeatureQueue
+from training.global_group import GlobalGroup
 from training.losses import Loss
 from training.model import Albef
 from training.step import Negatives, Read, Step
@@ -30,11 +31,12 @@ class StepOutput:
 class Pretrainer(nn.Module):
     """The student and its losses as one module, so that an engine that wraps it sees every parameter's use inside `forward`."""
 
-    def __init__(self, student: Albef, losses: Mapping[str, Loss], group_size: int = 64) -> None:
+    def __init__(self, student: Albef, losses: Mapping[str, Loss], group_size: int = 64, global_group: GlobalGroup | None = None) -> None:
         super().__init__()
         self.student = student
         self.losses = dict(losses)
         self.group_size = group_size
+        self.global_group = global_group
 
     def forward(
         self,
@@ -47,12 +49,14 @@ class Pretrainer(nn.Module):
     ) -> StepOutput:
         """Losses within groups of `group_size` consecutive pairs, averaged over groups; changes neither teacher nor queue.
 
+        With a global group a micro-batch is this rank's part of the only one, and the losses are such that their means over ranks are the group's.
         `step` is the optimizer step; `negatives` replaces ITM's drawn ones.
         """
-        if len(batch) % self.group_size:
+        if not self.global_group and len(batch) % self.group_size:
             raise ConfigError(f"training: a micro-batch of {len(batch)} pairs is not a multiple of group_size {self.group_size}; change one of the two")
         reads = frozenset[Read]().union(*(loss.reads(alpha, step) for loss in self.losses.values()))
-        shared = Step(batch, self.student, teacher, queue, alpha, self.group_size, step, negatives, reads)
+        group_size = len(batch) if self.global_group else self.group_size
+        shared = Step(batch, self.student, teacher, queue, alpha, group_size, step, negatives, reads, global_group=self.global_group)
         fused = self._fused(shared)
         losses = {name: loss(shared, fused[name]) for name, loss in self.losses.items()}
         total = torch.stack([self.losses[name].weight * value for name, value in losses.items()]).sum()

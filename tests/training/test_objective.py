@@ -16,7 +16,7 @@ from training.batch import Batch
 from training.feature_queue import FeatureQueue
 from training.losses import LOSSES
 from training.losses.itm import ImageTextMatching, draw_negatives
-from training.losses.mlm import weights_of_group_means
+from training.losses.mlm import tokens_of_groups, weights_of_group_means
 from training.model import Albef
 from training.objective import Pretrainer, StepOutput
 from training.step import Negatives
@@ -172,7 +172,8 @@ def test_a_batch_with_nothing_to_predict_has_mlm_loss_zero_and_finite_gradients(
 
 
 def test_a_group_without_a_selected_token_counts_as_zero() -> None:
-    weights = weights_of_group_means(torch.tensor([0, 0, 2]), 3)
+    group = torch.tensor([0, 0, 2])
+    weights = weights_of_group_means(group, tokens_of_groups(group, 3))
     assert (weights @ torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64)).item() == pytest.approx((2 + 0 + 5) / 3)
 
 

@@ -1,5 +1,6 @@
-"""ITC's cross-entropy against the group's keys and the queue in pieces with an online softmax, soft targets and gradients included."""
+"""ITC's cross-entropy against the group's keys, those of other ranks and the queue in pieces with an online softmax, soft targets and gradients included."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ class PictureIds(NamedTuple):
     """Which picture each key shows or describes: equal ids are the same picture."""
 
     batch: Int[Tensor, " m"]  # of the micro-batch, queries and in-batch keys alike
-    queue: Int[Tensor, " q"]  # -1 where the ring is still filled with noise
+    further: Sequence[Int[Tensor, " _"]]  # of the further keys; -1 where the queue is still filled with noise
 
 
 class Contrast(NamedTuple):
@@ -30,23 +31,23 @@ def contrast(
     queries: Float[Tensor, "m e"],
     teacher_queries: Float[Tensor, "m e"] | None,
     group_keys: Float[Tensor, "m e"],
-    queue: Float[Tensor, "q e"],
+    further_keys: Sequence[Float[Tensor, "_ e"]],
     temperature: Float[Tensor, ""],
     alpha: float,
     group_size: int,
     ids: PictureIds | None = None,
     chunk_elements: int | None = None,
 ) -> Contrast:
-    """Cross-entropy of each query over the keys of its own group and of the queue, similarities divided by `temperature`.
+    """Cross-entropy of each query over the keys of its own group and all further ones: the queue, other ranks; similarities divided by `temperature`.
 
     The target is alpha x the softmax of the teacher's similarities + (1 - alpha) x the pair's own key, or, with `ids`, all keys of the pair's
     picture in equal parts (the original's fine-tuning for retrieval). Gradients go to `queries` and `temperature`, as in the original; without
-    `teacher_queries` alpha must be 0. Paper: equations 2 and 6. Neither autocast nor an [M, G + Q] matrix: memory is bounded by `chunk_elements`.
+    `teacher_queries` alpha must be 0. Paper: equations 2 and 6. Neither autocast nor a matrix of all similarities: memory is bounded by `chunk_elements`.
     """
     assert alpha == 0 or teacher_queries is not None
     teacher = teacher_queries if alpha > 0 else None
     chunk_elements = chunk_elements or (CPU_CHUNK_ELEMENTS if queries.device.type == "cpu" else GPU_CHUNK_ELEMENTS)
-    loss, correct = _Contrast.apply(queries, temperature, teacher, group_keys, queue, alpha, group_size, ids, chunk_elements)
+    loss, correct = _Contrast.apply(queries, temperature, teacher, group_keys, further_keys, alpha, group_size, ids, chunk_elements)
     return Contrast(loss, correct)
 
 
@@ -62,7 +63,7 @@ class _Contrast(torch.autograd.Function):
         temperature: Tensor,
         teacher: Tensor | None,
         group_keys: Tensor,
-        queue: Tensor,
+        further_keys: Sequence[Tensor],
         alpha: float,
         group_size: int,
         ids: PictureIds | None,
@@ -70,8 +71,8 @@ class _Contrast(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(queries.device.type, enabled=False):  # bf16 resolves a cosine to 0.004, which the temperature magnifies to 0.06
             scaled = torch.stack([queries] if teacher is None else [queries, teacher]) / temperature
-            over_keys, own = _over_all_keys(scaled, group_keys, queue, group_size, chunk_elements)
-            target = group_keys if ids is None else _mean_of_same_picture(group_keys, queue, ids, group_size, chunk_elements)
+            over_keys, own = _over_all_keys(scaled, group_keys, further_keys, group_size, chunk_elements)
+            target = group_keys if ids is None else _mean_of_same_picture(group_keys, further_keys, ids, group_size, chunk_elements)
             means = over_keys.means
             if teacher is not None:
                 target = torch.lerp(target, means[1], alpha)
@@ -117,33 +118,35 @@ class _OnlineSoftmax:
 
 
 def _over_all_keys(
-    scaled: Float[Tensor, "n m e"], group_keys: Float[Tensor, "m e"], queue: Float[Tensor, "q e"], group_size: int, chunk_elements: int
+    scaled: Float[Tensor, "n m e"], group_keys: Float[Tensor, "m e"], further_keys: Sequence[Float[Tensor, "_ e"]], group_size: int, chunk_elements: int
 ) -> tuple[_OnlineSoftmax, Float[Tensor, " m"]]:
-    """The softmax over group and queue of the student (row 0 of the first dimension) and the teacher, and each student query's similarity to its own key."""
+    """The softmax over all keys of the student (row 0 of the first dimension) and the teacher, and each student query's similarity to its own key."""
     grouped_keys = group_keys.view(-1, group_size, group_keys.shape[1])
     in_group = scaled.view(len(scaled), -1, group_size, scaled.shape[2]) @ grouped_keys.transpose(1, 2)
     own = in_group[0].diagonal(dim1=1, dim2=2).flatten().clone()
     over_keys = _OnlineSoftmax(in_group, grouped_keys)
     over_keys.flatten(len(scaled))
-    for keys in _chunks(queue, scaled.shape[0] * scaled.shape[1], chunk_elements):
+    for keys in _chunks(further_keys, scaled.shape[0] * scaled.shape[1], chunk_elements):
         over_keys.add(scaled @ keys.T, keys)
     return over_keys, own
 
 
 def _mean_of_same_picture(
-    group_keys: Float[Tensor, "m e"], queue: Float[Tensor, "q e"], ids: PictureIds, group_size: int, chunk_elements: int
+    group_keys: Float[Tensor, "m e"], further_keys: Sequence[Float[Tensor, "_ e"]], ids: PictureIds, group_size: int, chunk_elements: int
 ) -> Float[Tensor, "m e"]:
     """For each query the mean of all keys of its picture, its own among them."""
     grouped = ids.batch.view(-1, group_size)
     same = (grouped[:, :, None] == grouped[:, None, :]).to(group_keys.dtype)
     total, count = (same @ group_keys.view(-1, group_size, group_keys.shape[1])).flatten(0, 1), same.sum(dim=2).flatten()
     rows = len(group_keys)
-    for keys, key_ids in zip(_chunks(queue, rows, chunk_elements), _chunks(ids.queue, rows, chunk_elements), strict=True):
+    for keys, key_ids in zip(_chunks(further_keys, rows, chunk_elements), _chunks(ids.further, rows, chunk_elements), strict=True):
         same = (ids.batch[:, None] == key_ids).to(group_keys.dtype)
         total, count = total.addmm(same, keys), count + same.sum(dim=1)
     return total / count[:, None]
 
 
-def _chunks(queue: Tensor, rows: int, chunk_elements: int) -> tuple[Tensor, ...]:
-    """The queue in pieces whose similarities to `rows` queries have at most `chunk_elements` elements; an empty queue has none."""
-    return torch.split(queue, max(1, chunk_elements // rows)) if len(queue) else ()
+def _chunks(keys: Sequence[Tensor], rows: int, chunk_elements: int) -> Iterator[Tensor]:
+    """Keys in pieces whose similarities to `rows` queries have at most `chunk_elements` elements; where there are none, no pieces."""
+    for some in keys:
+        if len(some):
+            yield from torch.split(some, max(1, chunk_elements // rows))

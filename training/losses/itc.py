@@ -32,8 +32,9 @@ class ImageTextContrastive:
     def __call__(self, step: Step, fused: Sequence[Tensor] = ()) -> Float[Tensor, ""]:  # noqa: ARG002
         alpha = step.alpha if self.soft_targets else 0.0
         image, text = step.teacher_image_feat, step.teacher_text_feat
-        i2t = contrast(step.image_feat, image, text, step.queue.text, step.temperature, alpha, step.group_size, self._ids(step))
-        t2i = contrast(step.text_feat, text, image, step.queue.image, step.temperature, alpha, step.group_size, self._ids(step))
+        other_images, other_texts = (step.of_others(keys) for keys in (step.image_keys, step.text_keys))
+        i2t = contrast(step.image_feat, image, text, (*other_texts, step.queue.text), step.temperature, alpha, step.group_size, self._ids(step))
+        t2i = contrast(step.text_feat, text, image, (*other_images, step.queue.image), step.temperature, alpha, step.group_size, self._ids(step))
         step.metrics["itc/accuracy_i2t"] = i2t.correct.float().mean()
         step.metrics["itc/accuracy_t2i"] = t2i.correct.float().mean()
         return (i2t.loss.mean() + t2i.loss.mean()) / 2
@@ -42,4 +43,4 @@ class ImageTextContrastive:
         if not self.same_image_positives:
             return None
         assert step.batch.image_ids is not None
-        return PictureIds(step.batch.image_ids, step.queue.ids)
+        return PictureIds(step.batch.image_ids, (*step.of_others(step.of_group(step.batch.image_ids)), step.queue.ids))

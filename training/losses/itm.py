@@ -29,18 +29,28 @@ class ImageTextMatching:
         return frozenset({"clean", "teacher_clean"} if self._draws_hard(step) else {"clean"})
 
     def fusion_rows(self, step: Step) -> Sequence[FusionRows]:
-        """M pairs as they belong together, then M texts with a wrong picture, then M pictures with a wrong text."""
-        negatives = step.given_negatives or self._drawn_negatives(step)
-        return FusionRows(), FusionRows(image=negatives.image_for_text), FusionRows(text=negatives.text_for_image)
+        """M pairs as they belong together, then M texts with a wrong picture, then M pictures with a wrong text.
 
-    def __call__(self, step: Step, fused: Sequence[Float[Tensor, "b h"]]) -> Float[Tensor, ""]:
+        In a global group the second ones are K texts of any rank, whose wrong picture this rank has: a text is the smaller one to send.
+        """
+        negatives = step.given_negatives or self._drawn_negatives(step)
+        wrong_pictures = FusionRows(image=negatives.image_for_text)
+        if step.global_group:
+            without = self._same(step).all(dim=1)
+            texts, pictures = step.global_group.texts_for_own_pictures(negatives.image_for_text.masked_fill(without, -1))
+            wrong_pictures = FusionRows(text=texts, image=pictures)
+        return FusionRows(), wrong_pictures, FusionRows(text=negatives.text_for_image)
+
+    def __call__(self, step: Step, fused: Sequence[Float[Tensor, "_ h"]]) -> Float[Tensor, ""]:
         logits = at_least_fp32(step.student.itm_head(torch.cat(list(fused))))
         has_negative = ~self._same(step).all(dim=1)
-        counted = torch.cat([torch.ones_like(has_negative), has_negative, has_negative])
+        wrong_pictures = has_negative if step.global_group is None else has_negative.new_ones(len(fused[1]))
+        counted = torch.cat([torch.ones_like(has_negative), wrong_pictures, has_negative])
         labels = (torch.arange(len(logits), device=logits.device) < len(step.batch)).long()  # only the first M rows match
         right = (logits.detach().argmax(dim=1) == labels) & counted
-        step.metrics["itm/accuracy"] = right.sum() / counted.sum()
-        return (F.cross_entropy(logits, labels, reduction="none") * counted).mean()  # over all 3M rows, so that it does not depend on who is in a micro-batch
+        step.metrics["itm/accuracy"] = right.sum() / step.mean_over_ranks(counted.sum())
+        losses = F.cross_entropy(logits, labels, reduction="none") * counted
+        return losses.sum() / (3 * len(step.batch))  # over 3 rows a pair, so that it does not depend on who is in a micro-batch
 
     def _draws_hard(self, step: int) -> bool:
         return self.hard_from_step is not None and step >= self.hard_from_step
@@ -56,13 +66,9 @@ class ImageTextMatching:
             text_for_image=first_of_group + draw_negatives(sim_i2t, step.batch.gumbel_i2t, self._same(step)),
         )
 
-    def _same(self, step: Step) -> Bool[Tensor, "b g"]:
+    def _same(self, step: Step) -> Bool[Tensor, "b k"]:
         """Whether row i's partner and the j-th of its group belong together: j is i itself or, where that counts, shows the same picture."""
-        if self.same_image_negatives:
-            return torch.eye(step.group_size, dtype=torch.bool, device=step.rows.device).repeat(step.num_groups, 1)
-        assert step.batch.image_ids is not None
-        ids = step.batch.image_ids.view(step.num_groups, step.group_size)
-        return (ids[:, :, None] == ids[:, None, :]).flatten(0, 1)
+        return step.own_candidates if self.same_image_negatives else step.same_picture
 
 
 def draw_negatives(sim: Float[Tensor, "b g"], gumbel: Float[Tensor, "b g"], same: Bool[Tensor, "b g"]) -> Int[Tensor, " b"]:

@@ -37,13 +37,19 @@ class MaskedLanguageModeling:
         labels = step.batch.mlm_labels.flatten().index_select(0, positions)
         group = positions // (step.batch.mlm_labels.shape[1] * step.group_size)
         teacher = step.teacher_mlm_decoder if alpha > 0 else None
-        return vocabulary_cross_entropy(step.student.mlm_head.decoder_of(states), teacher, labels, weights_of_group_means(group, step.num_groups), alpha)
+        counts = step.mean_over_ranks(tokens_of_groups(group, step.num_groups))
+        return vocabulary_cross_entropy(step.student.mlm_head.decoder_of(states), teacher, labels, weights_of_group_means(group, counts), alpha)
 
 
-def weights_of_group_means(group: Int[Tensor, " s"], num_groups: int) -> Float[Tensor, " s"]:
+def tokens_of_groups(group: Int[Tensor, " s"], num_groups: int) -> Float[Tensor, " n"]:
+    """How many of the selected tokens each group has."""
+    counts = torch.zeros(num_groups, dtype=torch.double, device=group.device)
+    return counts.index_add(0, group, torch.ones_like(group, dtype=torch.double))
+
+
+def weights_of_group_means(group: Int[Tensor, " s"], counts: Float[Tensor, " n"]) -> Float[Tensor, " s"]:
     """Weights that make a sum over tokens the mean over groups of each group's own mean.
 
     A group without a selected token counts as 0, where the original divides 0 by 0.
     """
-    counts = torch.zeros(num_groups, dtype=torch.long, device=group.device).index_add(0, group, torch.ones_like(group))
-    return 1 / (counts[group] * num_groups).double()  # the sum decides its precision
+    return 1 / (counts.index_select(0, group) * len(counts))  # in float64: the sum decides its precision

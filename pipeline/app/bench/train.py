@@ -194,7 +194,7 @@ def _contrast_row(queue_size: int, repeats: int, exponent: int, scale: Scale) ->
 
     def work() -> None:
         for _ in range(repeats):
-            contrasted = contrast(queries, teacher, keys, queue, torch.tensor(0.07), ALPHA, GROUP_SIZE, chunk_elements=2**exponent)
+            contrasted = contrast(queries, teacher, keys, [queue], torch.tensor(0.07), ALPHA, GROUP_SIZE, chunk_elements=2**exponent)
             torch.autograd.backward(contrasted.loss.mean())
 
     seconds = [cpu_seconds_of(work)[1] / repeats for _ in range(scale.rounds)]
