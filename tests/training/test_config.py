@@ -120,6 +120,19 @@ def test_what_does_not_fit_is_refused_with_what_fits() -> None:
         a_batch(100, 64, None)
 
 
+def a_global_group(global_batch_size: int, micro_batch_size: int | None = None) -> TrainingConfig:
+    return TrainingConfig(dataset="x", global_batch_size=global_batch_size, negatives="global", micro_batch_size=micro_batch_size)
+
+
+def test_a_global_group_is_one_pass_over_all_ranks_whatever_group_size_is() -> None:
+    assert a_global_group(100).group_size == 64
+    assert split_of(a_global_group(100), 4) == split_of(a_global_group(100, 25), 4) == (25, 1)
+    with pytest.raises(ConfigError, match=r"100 cannot be split over 3 ranks; ranks that fit: \[1, 2, 4, 5, 10, 20, 25, 50, 100\]"):
+        split_of(a_global_group(100), 3)
+    with pytest.raises(ConfigError, match=r"micro_batch_size 5 would accumulate, .* global batch of 100 in one pass; on 4 ranks set it to 25 or null"):
+        split_of(a_global_group(100, 5), 4)
+
+
 @pytest.mark.parametrize("global_batch_size", [1, 96, 127, 500, 1000, 32_768])
 def test_any_global_batch_can_be_had_with_groups_that_divide_it(global_batch_size: int) -> None:
     assert split_of(a_batch(global_batch_size, global_batch_size, None), 1) == (global_batch_size, 1)

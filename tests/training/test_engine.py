@@ -149,6 +149,15 @@ def test_a_loss_or_an_option_that_was_taken_out_is_refused_by_key() -> None:
     refuse_changed(TrainingConfig(dataset="x", losses=losses, num_workers=9), saved)
 
 
+@pytest.mark.parametrize("before", ["group", "global"])
+def test_a_run_does_not_go_on_with_other_negatives(before: str) -> None:
+    saved = checkpoint.Checkpoint("old", {"training": TrainingConfig(dataset="x", negatives=before).model_dump(mode="json")})
+    after = "global" if before == "group" else "group"
+    with pytest.raises(ConfigError, match=f"training.negatives is '{after}', but old was trained with '{before}'"):
+        refuse_changed(TrainingConfig(dataset="x", negatives=after), saved)
+    refuse_changed(TrainingConfig(dataset="x", negatives=before, micro_batch_size=64), saved)
+
+
 @pytest.mark.slow
 def test_sigterm_to_the_launching_command_lets_both_ranks_save_and_a_restart_finishes(dataset: Path, tmp_path: Path) -> None:
     config = tiny_run.configuration(tmp_path, dataset, max_steps=100_000, epochs=100_000)

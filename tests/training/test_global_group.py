@@ -1,7 +1,9 @@
 """The global batch as one group over several ranks gives what one rank with a group of that size gives."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -30,7 +32,7 @@ class Case(NamedTuple):
 
     alpha: float = 0.4
     image_ids: Tensor = torch.arange(PAIRS)
-    losses: dict[str, dict[str, Any]] = {"itc": {}, "itm": {}, "mlm": {}}
+    losses: Mapping[str, dict[str, Any]] = MappingProxyType({"itc": {}, "itm": {}, "mlm": {}})
     image_for_text: Tensor | None = None  # instead of drawn ones
 
 
@@ -82,11 +84,8 @@ def share(world: World, image_ids: Tensor) -> tuple[Batch, slice]:
     batch, num_own = dataclasses.replace(ragged_batch(PAIRS, PAIRS), image_ids=image_ids), PAIRS // world.world_size
     rows = slice(world.rank * num_own, (world.rank + 1) * num_own)
     longest = int(batch.attention_mask[rows].sum(dim=1).max())
-    own: dict[str, Any] = {
-        field.name: value[rows]
-        for field in dataclasses.fields(batch)
-        if field.name not in ("mlm_positions", "packing") and (value := getattr(batch, field.name)) is not None
-    }
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name not in ("mlm_positions", "packing")}
+    own: dict[str, Any] = {name: value[rows] for name, value in fields.items() if value is not None}
     texts = {name: own[name][:, :longest] for name in ("input_ids", "attention_mask", "masked_ids", "mlm_labels")}
     return dataclasses.replace(batch, **{**own, **texts, "mlm_positions": None}), rows
 
@@ -98,11 +97,11 @@ def queue() -> FeatureQueue:
     return filled
 
 
-def all_cases(world: World, folder: Path) -> dict[str, Found]:  # noqa: ARG001
+def all_cases(world: World, folder: Path) -> dict[str, Found]:
     return {name: one_step(world, case) for name, case in CASES.items()}
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def on_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Found]]:
     """Every case on each of so many ranks."""
     return ranks.on_each(all_cases, tmp_path_factory.mktemp("ranks"), request.param)
@@ -125,7 +124,7 @@ def test_losses_gradients_and_weights_after_a_step_are_those_of_one_rank(on_rank
         torch.testing.assert_close(found.weights, wanted.weights, rtol=1e-9, atol=1e-12)
 
 
-def gathered(world: World, folder: Path) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+def gathered(world: World, folder: Path) -> tuple[Tensor, Tensor]:
     rows = torch.arange(3.0).add(10 * world.rank).requires_grad_()
     texts = GlobalGroup(world, 2).texts(rows.view(3, 1, 1), torch.ones(3, 1, dtype=torch.long))
     (texts.states.flatten() * (world.rank + 1) * torch.arange(1.0, 13.0)).sum().backward()
@@ -140,7 +139,7 @@ def test_gathered_texts_are_padded_and_bring_the_gradients_of_all_ranks_home(tmp
     assert other_gradient.tolist() == [3 * slot for slot in (7, 9, 11)]
 
 
-def held(world: World, folder: Path) -> tuple[list[int], list[int]]:  # noqa: ARG001
+def held(world: World, folder: Path) -> tuple[list[int], list[int]]:
     drawn = torch.tensor([[3, -1, 5], [3, 0, 4]])[world.rank]
     texts, pictures = GlobalGroup(world, 2).texts_for_own_pictures(drawn)
     return texts.tolist(), pictures.tolist()

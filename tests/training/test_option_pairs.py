@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ OPTIONS: dict[str, list[Any]] = {
     "losses.mlm.soft_targets": [True, False],
     "global_batch_size": [16, 24],
     "group_size": [4, 8, 1],
-    "micro_batch_size": [None, 8],
+    "negatives, micro_batch_size": [("group", None), ("group", 8), ("global", None)],  # one entry, as a global group refuses to accumulate
     "epoch_over": ["pairs", "images"],
     "queue_size": [24, 0, 100],
     "momentum": [0.9, 0.0, 1.0],
@@ -86,11 +87,18 @@ def table() -> list[dict[str, Any]]:
     return [dict(zip(KEYS, row, strict=True)) for row in AllPairs(list(OPTIONS.values()), filter_func=possible)]
 
 
+def by_name(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each option and its value, also where several are one entry of the table."""
+    for key, value in options.items():
+        names = key.split(", ")
+        yield from zip(names, value if len(names) > 1 else [value], strict=True)
+
+
 def written(folder: Path, world: Path, options: dict[str, Any]) -> Path:
     """The configuration of one run."""
     path = tiny_run.configuration(folder, world / "dataset", model={"max_positions": 32}, max_steps=STEPS, save_every_steps=STEPS)
     config = yaml.safe_load(path.read_text())
-    for key, value in options.items():
+    for key, value in by_name(options):
         *sections, name = key.split(".")
         if key == "losses":
             config["training"]["losses"] = {loss: {} for loss in value}
@@ -160,7 +168,7 @@ def test_the_table_holds_every_possible_pair_of_values() -> None:
 
 def test_every_option_of_the_table_is_documented() -> None:
     documented = {key for key, _, _ in reference(RunConfig)}
-    for key in KEYS:
+    for key in ", ".join(KEYS).split(", "):
         if key.startswith("losses."):
             _, loss, option = key.split(".")
             assert option in [field.name for field in fields(LOSSES[loss])]  # type: ignore[arg-type]
