@@ -176,7 +176,8 @@ def test_two_ranks_train_as_one_whose_group_is_the_global_batch(dataset: Path, o
     done = tiny_run.train(tiny_run.configuration(tmp_path, dataset, negatives="global", zero_stage=zero_stage), processes=2)
     assert done.returncode == 0, done.stderr
     for found, wanted in zip(tiny_run.metrics(tmp_path), tiny_run.metrics(one_large_group), strict=True):
-        assert found == pytest.approx(wanted, rel=1e-4), found["step"]
+        assert found == pytest.approx(wanted, rel=1e-5), found["step"]
     ours, theirs = (checkpoint.read(str(run / "train" / "checkpoints")) for run in (tmp_path, one_large_group))
     for name in ("student", "teacher", "queue"):
-        torch.testing.assert_close(ours.tensors(name), theirs.tensors(name), rtol=1e-3, atol=1e-4)
+        # A tenth of one of Adam's steps: where a gradient is 0 in exact arithmetic, as of the keys' biases, it follows the sign of the rounding.
+        torch.testing.assert_close(ours.tensors(name), theirs.tensors(name), rtol=1e-4, atol=1e-4)
