@@ -27,7 +27,6 @@ from training.distributed import World
 from training.masking import gumbel_noise, kept_patches, mask_tokens
 from training.quarantine_budget import QuarantineBudget, check_shards
 from training.tokenizer import Tokenizer, train_vocabulary
-from training.weights.sources import own_tokenizer
 
 log = logging.getLogger(__name__)
 Manifests = int | dict[str, int]  # the number of the dataset's manifest, or of each by its name in the blend
@@ -129,12 +128,11 @@ def _by_name(sources: Sequence[Source], pinned: Manifests) -> dict[str, int]:
     return pinned if isinstance(pinned, dict) else {sources[0].name: pinned}
 
 
-def build_tokenizer(config: TrainingConfig, dataset: Dataset | MixedDataset) -> Tokenizer:
-    """The configured tokenizer, that of the first weights, or one trained on all captions of the dataset.
+def build_tokenizer(config: TrainingConfig, dataset: Dataset | MixedDataset, known: Tokenizer | None = None) -> Tokenizer:
+    """The configured tokenizer, that of the first weights (`known`), or one trained on all captions of the dataset.
 
     Raises ConfigError when the configured one is not that of the first weights.
     """
-    known = own_tokenizer(config.init.checkpoint) if config.init.checkpoint is not None else None
     if config.init.tokenizer is not None:
         tokenizer = Tokenizer.load(config.init.tokenizer)
         if known is not None and known.vocabulary() != tokenizer.vocabulary():

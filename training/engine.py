@@ -30,9 +30,10 @@ from training.distributed import World
 from training.feature_queue import FeatureQueue
 from training.flat_groups import MOMENTS, FlatGroup, adam_state, flat_groups
 from training.global_group import GlobalGroup
-from training.initialise import build_student, load_teacher_and_queue
+from training.initialise import build_student, load_teacher_and_queue, open_first_weights
 from training.losses import LOSSES
 from training.metrics import Metrics
+from training.model import Albef
 from training.objective import Pretrainer, StepOutput
 from training.optim import parameter_groups
 from training.quarantine_budget import QuarantineBudget, write_quarantine
@@ -40,6 +41,7 @@ from training.step import MAX_TEMPERATURE, MIN_TEMPERATURE
 from training.teacher import Teacher
 from training.throughput import Throughput, matrix_product_rate
 from training.tokenizer import Tokenizer
+from training.weights.sources import Source
 
 log = logging.getLogger(__name__)
 Evaluate = Callable[[Path], dict[str, float]]
@@ -87,12 +89,15 @@ class Trainer:
         resumed = checkpoint.newest(self.checkpoints)
         if resumed and resumed.published:
             raise ConfigError(f"{resumed.path} has no run of ours behind it to go on with; start from it with training.init.checkpoint in another run.folder")
+        if resumed:
+            world.together(lambda: refuse_changed(config, resumed))
+        source = world.together(lambda: None if resumed else open_first_weights(config))  # a run that goes on has every weight of its own
         dataset = open_dataset(config, resumed, world)
-        self.tokenizer = world.from_first(world.together(lambda: _tokenizer(config, dataset, resumed) if world.rank == 0 else None))
+        self.tokenizer = world.from_first(world.together(lambda: _tokenizer(config, dataset, resumed, source) if world.rank == 0 else None))
         micro_batch_size, self.accumulation_steps = split_of(config, world.world_size)
         self.loader: ShardLoader[Batch] = build_loader(config, dataset, self.tokenizer, world, micro_batch_size, self.accumulation_steps)
         self.total_steps = min(config.max_steps or sys.maxsize, config.epochs * self.loader.steps_per_epoch)
-        self.student = build_student(config, self.tokenizer)
+        self.student = world.together(lambda: Albef(resumed.model_config) if resumed else build_student(config, self.tokenizer, source))
         if config.compile:
             compile_blocks(self.student)
         self.engine = _deepspeed_engine(config, self.student, world, micro_batch_size, self.accumulation_steps)
@@ -104,8 +109,8 @@ class Trainer:
         self.state = TrainingState(position=self.loader.start())
         if resumed:
             self._load(resumed)
-        elif config.init.checkpoint is not None:
-            load_teacher_and_queue(config.init.checkpoint, self.student.config, self.teacher, self.queue)
+        elif source:
+            load_teacher_and_queue(source, self.student.config, self.teacher, self.queue)
         self._data_warned_at = -config.data_wait_window_steps
         self.data_wait = DataWait(self.loader.stage_times, config.data_wait_window_steps)
         self.quarantine_budget = QuarantineBudget(config.quarantine_budget, dataset.num_samples, dataset.name_of)
@@ -288,7 +293,6 @@ class Trainer:
 
     def _load(self, saved: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint of any world size: each rank takes its slices."""
-        refuse_changed(self.config, saved)
         weights, moments, state = saved.tensors("student"), saved.tensors("optimizer"), saved.state
         with torch.no_grad():
             for group in self.groups:
@@ -374,8 +378,8 @@ def refuse_changed(config: TrainingConfig, saved: checkpoint.Checkpoint) -> None
             )
 
 
-def _tokenizer(config: TrainingConfig, dataset: Dataset | MixedDataset, resumed: checkpoint.Checkpoint | None) -> Tokenizer:
-    return resumed.tokenizer() if resumed else build_tokenizer(config, dataset)
+def _tokenizer(config: TrainingConfig, dataset: Dataset | MixedDataset, resumed: checkpoint.Checkpoint | None, source: Source | None) -> Tokenizer:
+    return resumed.tokenizer() if resumed else build_tokenizer(config, dataset, source.tokenizer if source else None)
 
 
 def _summed(ranks: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

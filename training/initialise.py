@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, DataError
 from training.config import TrainingConfig
 from training.feature_queue import FeatureQueue
 from training.model import Albef
@@ -22,13 +22,28 @@ log = logging.getLogger(__name__)
 UNSEEN_SIZES = ("vision_heads", "text_heads", "image_pool")  # no shape shows them, and yet they change every number
 
 
-def build_student(config: TrainingConfig, tokenizer: Tokenizer) -> Albef:
-    """The same weights on every rank and at every restart.
+def open_first_weights(config: TrainingConfig) -> Source | None:
+    """What training.init.checkpoint names, None without it: gigabytes, to be read once and let go after use.
 
-    Raises ConfigError when a configured vocabulary size contradicts the tokenizer, DataError when weights do not fit.
+    Raises DataError, with that key, for anything that is no weights of a whole model.
+    """
+    if config.init.checkpoint is None:
+        return None
+    try:
+        return open_source(config.init.checkpoint)
+    except DataError as error:
+        raise type(error)(f"training.init.checkpoint: {error}") from error
+
+
+def build_student(config: TrainingConfig, tokenizer: Tokenizer, source: Source | None = None) -> Albef:
+    """The same weights on every rank and at every start.
+
+    Args:
+        source: first weights of the whole model, in place of the configured ones of its two sides.
+
+    Raises ConfigError when a configured size contradicts the tokenizer or the source, DataError when weights do not fit.
     """
     torch.manual_seed(config.seed)
-    source = open_source(config.init.checkpoint) if config.init.checkpoint is not None else None
     student = Albef(_sizes(config, tokenizer, source))
     if source is not None:
         _load_student(student, source)
@@ -42,19 +57,19 @@ def build_student(config: TrainingConfig, tokenizer: Tokenizer) -> Albef:
     return student
 
 
-def load_teacher_and_queue(path: str, config: ModelConfig, teacher: Teacher, queue: FeatureQueue) -> None:
-    """Of the first weights at `path`: the teacher where there is one (else it stays the student's copy), the queue where its size fits."""
-    weights = at_image_size(open_source(path).weights, config.image_size, path)
+def load_teacher_and_queue(source: Source, config: ModelConfig, teacher: Teacher, queue: FeatureQueue) -> None:
+    """The source's trained teacher (where it has none, the teacher stays the student's copy) and its queue where the size fits."""
+    weights = at_image_size(source.weights, config.image_size, source.path)
     if weights.teacher is not None:
         teacher.load_state_dict(teacher.state_dict() | weights.teacher)
-        log.info("teacher starts from %s", path)
+        log.info("teacher starts from %s", source.path)
     if weights.queue is None:
         return
     if weights.queue["image"].shape == queue.image.shape:
         queue.load_state_dict(weights.queue)
-        log.info("queue starts from %s", path)
+        log.info("queue starts from %s", source.path)
     else:
-        log.info("queue starts at random: %s has %d features, this run keeps %d", path, len(weights.queue["image"]), queue.size)
+        log.info("queue starts at random: %s has %d features, this run keeps %d", source.path, len(weights.queue["image"]), queue.size)
 
 
 def _sizes(config: TrainingConfig, tokenizer: Tokenizer, source: Source | None) -> ModelConfig:

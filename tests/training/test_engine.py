@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -222,6 +223,40 @@ def test_a_closed_trainer_fetches_nothing_more(dataset: Path, s3_bucket: str, tm
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["requests"] >= 3
     assert found["after"] == 0
+
+
+READS_OF_FIRST_WEIGHTS = """
+import collections, json, shutil, sys
+from pathlib import Path
+from pipeline.app.config import RunConfig
+from pipeline.core.config import load
+from training import engine
+
+first, counts = sys.argv[3], collections.Counter()
+def note(event, arguments):
+    if event == "open" and str(arguments[0]).startswith(first):
+        counts[Path(arguments[0]).name] += 1
+sys.addaudithook(note)
+config = load(RunConfig, Path(sys.argv[1]), []).training
+engine.run(config, Path(sys.argv[2]))
+started = dict(counts)
+shutil.rmtree(first)
+engine.run(config, Path(sys.argv[2]))
+print(json.dumps(started))
+"""
+
+
+def test_first_weights_are_read_once_and_a_run_that_goes_on_does_without_them(dataset: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    shutil.copytree(uninterrupted / "train" / "checkpoints", tmp_path / "first")
+    init = {"vision": None, "text": None, "tokenizer": None, "checkpoint": str(tmp_path / "first")}
+    config = tiny_run.configuration(tmp_path / "run", dataset, max_steps=1, init=init)
+    command = [sys.executable, "-c", READS_OF_FIRST_WEIGHTS, str(config), str(tmp_path / "run"), str(tmp_path / "first")]
+    done = subprocess.run(command, env=tiny_run.environment(), capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    read = json.loads(done.stdout.splitlines()[-1])
+    assert {name: read[name] for name in ("student.safetensors", "teacher.safetensors", "queue.safetensors", "vocab.txt")} == dict.fromkeys(
+        ("student.safetensors", "teacher.safetensors", "queue.safetensors", "vocab.txt"), 1
+    )
 
 
 def last_step(run: Path) -> int:

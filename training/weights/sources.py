@@ -42,15 +42,6 @@ def open_source(path: str, vision_heads: int | None = None, text_heads: int | No
     raise DataError(f"{path}: no weights here; expected a checkpoint folder, a folder that albef exported, or a published file ({', '.join(SUFFIXES)})")
 
 
-def own_tokenizer(path: str) -> Tokenizer | None:
-    """The vocabulary that lies beside weights of ours."""
-    if path.endswith(SUFFIXES):
-        return None
-    if storage.exists(storage.join(path, "config.json")):
-        return Tokenizer.load(storage.join(path, "vocab.txt"))
-    return checkpoint.read(path).tokenizer()
-
-
 def _of_checkpoint(found: checkpoint.Checkpoint) -> Source:
     weights = Published(
         config=found.model_config,
