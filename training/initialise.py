@@ -61,7 +61,8 @@ def load_teacher_and_queue(source: Source, config: ModelConfig, teacher: Teacher
     """The source's trained teacher (where it has none, the teacher stays the student's copy) and its queue where the size fits."""
     weights = at_image_size(source.weights, config.image_size, source.path)
     if weights.teacher is not None:
-        teacher.load_state_dict(teacher.state_dict() | weights.teacher)
+        trained = {name: value for name, value in weights.teacher.items() if name not in source.fresh}
+        teacher.load_state_dict(teacher.state_dict() | trained)
         log.info("teacher starts from %s", source.path)
     if weights.queue is None:
         return

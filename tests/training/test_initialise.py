@@ -11,13 +11,19 @@ import torch
 from pipeline.core.errors import ConfigError, DataError
 from shards.dataset import Dataset
 from shards.manifest import read_manifest
+from training import checkpoint
 from training.config import InitConfig, TrainingConfig
 from training.data import build_tokenizer
-from training.initialise import build_student
+from training.feature_queue import UNKNOWN, FeatureQueue
+from training.flat_groups import FlatGroup, Placement
+from training.initialise import build_student, load_teacher_and_queue, open_first_weights
+from training.model import Albef
 from training.model_config import ModelConfig
+from training.teacher import Teacher
 from training.tokenizer import SPECIAL, Tokenizer
 from training.weights.conversion import export, import_file
 from training.weights.published import published_from
+from training.weights.sources import open_source
 
 WORDS = Tokenizer([*SPECIAL, *(f"word{number}" for number in range(35))])
 SIZES = ModelConfig(
@@ -30,6 +36,25 @@ def config(start: str, tokenizer: str | None = None, model: ModelConfig = SIZES)
     return TrainingConfig(dataset="unused", max_tokens=8, model=model, init=InitConfig(checkpoint=start, tokenizer=tokenizer))
 
 
+def started(config: TrainingConfig) -> Albef:
+    return build_student(config, WORDS, open_first_weights(config))
+
+
+def tokenizer_from(config: TrainingConfig, dataset: Dataset) -> Tokenizer:
+    source = open_first_weights(config)
+    assert source is not None
+    return build_tokenizer(config, dataset, source.tokenizer)
+
+
+def teacher_of(student: Albef) -> Teacher:
+    """As DeepSpeed would lay out its weights for one rank."""
+    placements, offset = [], 0
+    for name, parameter in student.named_parameters():
+        placements.append(Placement(name, offset, parameter.shape))
+        offset += parameter.numel()
+    return Teacher(student, [FlatGroup(torch.zeros(offset), torch.zeros(offset), tuple(placements), rank=0, world_size=1)], momentum=0.9)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     torch.save({"model": published_files.tensors("pretrain")}, tmp_path / "published.pth")
@@ -40,23 +65,48 @@ def folder(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("start", ["published.pth", "checkpoint", "exported"])
 def test_a_student_starts_from_any_form_of_the_same_weights(folder: str, start: str) -> None:
-    student = build_student(config(f"{folder}/{start}"), WORDS)
+    student = started(config(f"{folder}/{start}"))
     expected = published_from(published_files.tensors("pretrain"), "file").student
     assert all(torch.equal(value, expected[name]) for name, value in student.state_dict().items())
 
 
 def test_a_student_takes_larger_pictures_than_its_first_weights_did(folder: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        student = build_student(config(f"{folder}/checkpoint", model=SIZES.model_copy(update={"image_size": 32})), WORDS)
+        student = started(config(f"{folder}/checkpoint", model=SIZES.model_copy(update={"image_size": 32})))
     assert student.encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 17, 16)
     assert "position embeddings resized from 2 x 2 to 4 x 4 patches" in caplog.text
 
 
 def test_of_a_file_without_a_head_it_starts_fresh_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save({"model": published_files.tensors("retrieval")}, tmp_path / "mscoco.pth")
-    student = build_student(config(str(tmp_path / "mscoco.pth")), WORDS)
+    student = started(config(str(tmp_path / "mscoco.pth")))
     assert "mscoco.pth has no trained mlm_head: they start fresh" in caplog.text
     assert torch.equal(student.mlm_head.decoder.weight, student.text_encoder.embeddings.word.weight)
+
+
+@pytest.mark.parametrize("kind", ["retrieval", "vqa", "nlvr", "pretrain"])
+def test_where_first_weights_were_never_trained_the_teacher_is_the_students_copy(tmp_path: Path, kind: str) -> None:
+    torch.save({"model": published_files.tensors(kind)}, tmp_path / "published.pth")
+    imported = import_file(str(tmp_path / "published.pth"), str(tmp_path / "checkpoint"), WORDS).checkpoint
+    sizes = imported.model_config
+    student = started(config(str(tmp_path / "checkpoint"), model=sizes))
+    source, teacher = open_source(str(tmp_path / "checkpoint")), teacher_of(student)
+    load_teacher_and_queue(source, sizes, teacher, FeatureQueue(6, sizes.embed_dim))
+    own, expected = dict(student.named_parameters()), imported.tensors("teacher")
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, own[name] if name in imported.fresh else expected[name]), name
+    assert bool(imported.fresh) == (kind != "pretrain")
+
+
+def test_a_queue_of_first_weights_brings_no_numbers_of_another_datasets_pictures(tmp_path: Path, folder: str) -> None:
+    found = checkpoint.read(f"{folder}/checkpoint")
+    queue = {**found.tensors("queue"), "ids": torch.arange(6)}
+    record = {name: found.manifest[name] for name in ("state", "model", "training")}
+    checkpoint.write(str(tmp_path / "run"), 3, {"student": found.tensors("student"), "queue": queue}, WORDS, record)
+    ours = FeatureQueue(6, SIZES.embed_dim)
+    load_teacher_and_queue(open_source(str(tmp_path / "run")), SIZES, teacher_of(Albef(SIZES)), ours)
+    assert torch.equal(ours.image, queue["image"])
+    assert ours.ids.tolist() == [UNKNOWN] * 6
 
 
 @pytest.mark.parametrize(
@@ -68,23 +118,25 @@ def test_of_a_file_without_a_head_it_starts_fresh_and_is_named(tmp_path: Path, c
 )
 def test_what_the_shapes_do_not_show_is_compared(folder: str, change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_student(config(f"{folder}/checkpoint", model=SIZES.model_copy(update=change)), WORDS)
+        started(config(f"{folder}/checkpoint", model=SIZES.model_copy(update=change)))
 
 
 def test_first_weights_of_another_depth_are_refused_with_every_key(folder: str) -> None:
     with pytest.raises(DataError, match=r"unexpected fusion_encoder\.layers\.1\.cross_attention\.key\.bias, .*fusion_encoder\.layers\.1\.self_attention"):
-        build_student(config(f"{folder}/checkpoint", model=SIZES.model_copy(update={"fusion_layers": 1})), WORDS)
+        started(config(f"{folder}/checkpoint", model=SIZES.model_copy(update={"fusion_layers": 1})))
 
 
 def test_the_vocabulary_of_the_first_weights_is_taken_or_another_refused(folder: str) -> None:
     tiny_run.write_dataset(Path(folder) / "dataset", samples=4, shards=1)
     dataset = Dataset(f"{folder}/dataset", read_manifest(f"{folder}/dataset"))
-    assert build_tokenizer(config(f"{folder}/exported"), dataset).vocabulary() == WORDS.vocabulary()
+    assert tokenizer_from(config(f"{folder}/exported"), dataset).vocabulary() == WORDS.vocabulary()
     Tokenizer([*SPECIAL, "other"]).save(f"{folder}/vocab.txt")
     with pytest.raises(ConfigError, match=r"training\.init\.tokenizer .*vocab\.txt: other word pieces than those of .*checkpoint; set it to null"):
-        build_tokenizer(config(f"{folder}/checkpoint", tokenizer=f"{folder}/vocab.txt"), dataset)
+        tokenizer_from(config(f"{folder}/checkpoint", tokenizer=f"{folder}/vocab.txt"), dataset)
 
 
 def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no weights here; expected a checkpoint folder, a folder that albef exported, or a published file"):
-        build_student(config(str(tmp_path)), WORDS)
+    with pytest.raises(
+        DataError, match=r"training\.init\.checkpoint: .*: no weights here; expected a checkpoint folder, a folder that albef exported, or a published file"
+    ):
+        started(config(str(tmp_path)))
