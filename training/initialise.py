@@ -67,7 +67,7 @@ def load_teacher_and_queue(source: Source, config: ModelConfig, teacher: Teacher
     if weights.queue is None:
         return
     if weights.queue["image"].shape == queue.image.shape:
-        queue.load_state_dict(weights.queue)
+        queue.load_state_dict({name: weights.queue[name] for name in ("image", "text", "position")})  # its ids are numbers of another dataset's pictures
         log.info("queue starts from %s", source.path)
     else:
         log.info("queue starts at random: %s has %d features, this run keeps %d", source.path, len(weights.queue["image"]), queue.size)
