@@ -4,7 +4,7 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -368,14 +368,26 @@ ABSENT = "not there"
 
 
 def refuse_changed(config: TrainingConfig, saved: checkpoint.Checkpoint) -> None:
-    """Raises ConfigError when a setting that shapes the result differs from the checkpoint's."""
-    before, after = configuration.flatten(saved.manifest["training"]), configuration.flatten(config.model_dump(mode="json"))
+    """Raises ConfigError when a setting that shapes the result differs from the checkpoint's, or is known no more."""
+    before, after = _every_setting(saved.manifest["training"]), _every_setting(config.model_dump(mode="json"))
+    if gone := [key for key in before if key not in after and key.split(".")[0] not in {*MAY_CHANGE, "losses"}]:
+        raise ConfigError(
+            f"training.{gone[0]} does not exist any more, but {saved.path} was trained with it ({before[gone[0]]!r}); "
+            "go on with the version of albef that wrote it, or give run.folder a new name to start another run"
+        )
     for key in {**after, **before}:
         if key.split(".")[0] not in MAY_CHANGE and before.get(key, ABSENT) != after.get(key, ABSENT):
             raise ConfigError(
                 f"training.{key} is {after.get(key, ABSENT)!r}, but {saved.path} was trained with {before.get(key, ABSENT)!r}; "
                 "set it back, or give run.folder a new name to start another run"
             )
+
+
+def _every_setting(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat, with today's default for what is not said, options of losses too: a setting that came after a checkpoint cannot be set back in it."""
+    losses = {name: (vars(LOSSES[name]()) if name in LOSSES else {}) | (options or {}) for name, options in training["losses"].items()}
+    defaults = TrainingConfig(dataset="any").model_dump(mode="json", exclude={"losses"})
+    return configuration.flatten(defaults) | configuration.flatten({**training, "losses": losses})
 
 
 def _tokenizer(config: TrainingConfig, dataset: Dataset | MixedDataset, resumed: checkpoint.Checkpoint | None, source: Source | None) -> Tokenizer:

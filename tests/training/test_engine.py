@@ -159,6 +159,30 @@ def test_a_run_does_not_go_on_with_other_negatives(before: str) -> None:
     refuse_changed(TrainingConfig(dataset="x", negatives=before, micro_batch_size=64), saved)
 
 
+def test_a_setting_that_came_after_a_checkpoint_has_its_default_in_it() -> None:
+    """A checkpoint of an older version knows neither the key nor the loss's option; null for options is the same as none of them."""
+    config = TrainingConfig(dataset="x", losses={"itc": {}, "itm": {"weight": 3.0, "same_image_negatives": True}})
+    older = config.model_dump(mode="json")
+    older["losses"] = {"itc": None, "itm": {"weight": 3.0}}
+    del older["patch_dropout"], older["optimizer"]["reference_batch_size"], older["model"]["image_pool"]
+    saved = checkpoint.Checkpoint("old", {"training": older})
+    refuse_changed(config, saved)
+    for changed, message in (
+        ({"patch_dropout": 0.5}, r"training\.patch_dropout is 0\.5, but old was trained with 0\.0; set it back"),
+        ({"losses": {"itc": {"soft_targets": False}, "itm": {"weight": 3.0}}}, r"training\.losses\.itc\.soft_targets is False, but old was trained with True"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            refuse_changed(config.model_copy(update=changed), saved)
+
+
+def test_a_setting_that_a_newer_version_does_not_know_says_who_does() -> None:
+    config = TrainingConfig(dataset="x")
+    older = config.model_dump(mode="json")
+    older["optimizer"]["nesterov"] = True
+    with pytest.raises(ConfigError, match=r"training\.optimizer\.nesterov does not exist any more, but old was .*\(True\); go on with the version"):
+        refuse_changed(config, checkpoint.Checkpoint("old", {"training": older}))
+
+
 @pytest.mark.slow
 def test_sigterm_to_the_launching_command_lets_both_ranks_save_and_a_restart_finishes(dataset: Path, tmp_path: Path) -> None:
     config = tiny_run.configuration(tmp_path, dataset, max_steps=100_000, epochs=100_000)
