@@ -74,7 +74,8 @@ class World:
     def together(self, act: Callable[[], _T]) -> _T:
         """What `act` gives on this rank, once it succeeded on all; every rank must call.
 
-        Raises an error of ours that `act` raises here, and FailedElsewhere where another rank met one: nobody is left waiting for those that ended.
+        Raises an error of ours that `act` raises here, and FailedElsewhere where another rank met one, or met the same before: nobody is left
+        waiting for those that ended, and no line is printed twice.
         """
         done: list[_T] = []
         error: AlbefError | None = None
@@ -82,8 +83,9 @@ class World:
             done.append(act())
         except AlbefError as raised:
             error = raised
-        failed = [told for told in self.of_all((str(error), error.exit_code) if error else None) if told]
-        if error:
+        told_by_all = self.of_all((str(error), error.exit_code) if error else None)
+        failed = [told for told in told_by_all if told]
+        if error and told_by_all.index((str(error), error.exit_code)) == self.rank:
             raise error
         if failed:
             raise FailedElsewhere(*failed[0])

@@ -86,21 +86,21 @@ class Trainer:
         self.config, self.run_folder, self.world = config, run_folder, world
         self.checkpoints = str(run_folder / "train" / "checkpoints")
         self._evaluate = evaluate
-        resumed = checkpoint.newest(self.checkpoints)
-        if resumed and resumed.published:
-            raise ConfigError(f"{resumed.path} has no run of ours behind it to go on with; start from it with training.init.checkpoint in another run.folder")
-        if resumed:
-            world.together(lambda: refuse_changed(config, resumed))
+        losses = world.together(lambda: chosen_from(LOSSES, config.losses, "training.losses"))  # what costs nothing is checked first
+        micro_batch_size, self.accumulation_steps = world.together(lambda: split_of(config, world.world_size))
+        resumed = world.together(lambda: _to_go_on_from(self.checkpoints, config))
         source = world.together(lambda: None if resumed else open_first_weights(config))  # a run that goes on has every weight of its own
         dataset = open_dataset(config, resumed, world)
         self.tokenizer = world.from_first(world.together(lambda: _tokenizer(config, dataset, resumed, source) if world.rank == 0 else None))
-        micro_batch_size, self.accumulation_steps = split_of(config, world.world_size)
-        self.loader: ShardLoader[Batch] = build_loader(config, dataset, self.tokenizer, world, micro_batch_size, self.accumulation_steps)
+        self.loader: ShardLoader[Batch] = world.together(
+            lambda: build_loader(config, dataset, self.tokenizer, world, micro_batch_size, self.accumulation_steps)
+        )
         self.total_steps = min(config.max_steps or sys.maxsize, config.epochs * self.loader.steps_per_epoch)
         self.student = world.together(lambda: Albef(resumed.model_config) if resumed else build_student(config, self.tokenizer, source))
         if config.compile:
             compile_blocks(self.student)
-        self.engine = _deepspeed_engine(config, self.student, world, micro_batch_size, self.accumulation_steps)
+        over_ranks = GlobalGroup(world, config.max_tokens) if config.negatives == "global" and world.world_size > 1 else None  # alone, it is one plain group
+        self.engine = _deepspeed_engine(config, Pretrainer(self.student, losses, config.pairs_per_group, over_ranks), world, micro_batch_size)
         self.groups = flat_groups(self.engine.optimizer, self.student)
         self.teacher = Teacher(self.student, self.groups, config.momentum)
         if config.compile:
@@ -318,6 +318,16 @@ class Trainer:
         return schedule.alpha(self.config, step, self.loader.steps_per_epoch)
 
 
+def _to_go_on_from(checkpoints: str, config: TrainingConfig) -> checkpoint.Checkpoint | None:
+    """The newest checkpoint of this run, if there is one; raises ConfigError where it is of another."""
+    saved = checkpoint.newest(checkpoints)
+    if saved and saved.published:
+        raise ConfigError(f"{saved.path} has no run of ours behind it to go on with; start from it with training.init.checkpoint in another run.folder")
+    if saved:
+        refuse_changed(config, saved)
+    return saved
+
+
 def split_of(config: TrainingConfig, world_size: int) -> tuple[int, int]:
     """(micro-batch size, accumulation steps) that make the global batch on this many ranks: any product of the three, with groups left whole.
 
@@ -408,24 +418,21 @@ def _dropout_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"dropout {seed} {step} {rank}".encode()).digest()[:8]) >> 1
 
 
-def _deepspeed_engine(config: TrainingConfig, student: Any, world: World, micro_batch_size: int, accumulation_steps: int) -> Any:
+def _deepspeed_engine(config: TrainingConfig, pretrainer: Pretrainer, world: World, micro_batch_size: int) -> Any:
     import deepspeed
 
     deepspeed.utils.logging.set_log_level_from_string("warning")
     recipe = config.optimizer
-    groups = parameter_groups(student, recipe.weight_decay, recipe.temperature_lr_scale)
+    groups = parameter_groups(pretrainer.student, recipe.weight_decay, recipe.temperature_lr_scale)
     adamw = torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, eps=recipe.epsilon, fused=world.device.type == "cuda")
     settings = {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_accumulation_steps": config.global_batch_size // (micro_batch_size * world.world_size),
         "gradient_clipping": config.optimizer.max_grad_norm,
         "zero_optimization": {"stage": config.zero_stage},
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 1_000_000_000,
     }
-    losses = chosen_from(LOSSES, config.losses, "training.losses")
-    over_ranks = GlobalGroup(world, config.max_tokens) if config.negatives == "global" and world.world_size > 1 else None  # alone, it is one plain group
-    pretrainer = Pretrainer(student.to(world.device), losses, config.pairs_per_group, over_ranks)
-    engine, *_ = deepspeed.initialize(model=pretrainer, optimizer=adamw, config=settings, dist_init_required=False)
+    engine, *_ = deepspeed.initialize(model=pretrainer.to(world.device), optimizer=adamw, config=settings, dist_init_required=False)
     return engine

@@ -1,6 +1,32 @@
 """Who am I among many: the same answer whichever launcher started the process."""
 
-from training.distributed import complete_environment
+from pathlib import Path
+
+import pytest
+import ranks
+
+from pipeline.core.errors import AlbefError, ConfigError
+from training.distributed import World, complete_environment
+
+
+def errors_of_a_rank(world: World, _: Path) -> list[tuple[str, str]]:
+    """What it raises when both ranks fail for the same reason, and when each has its own."""
+
+    def fail(reason: str) -> tuple[str, str]:
+        def act() -> None:
+            raise ConfigError(reason)
+
+        with pytest.raises(AlbefError) as raised:
+            world.together(act)
+        return type(raised.value).__name__, str(raised.value)
+
+    return [fail("the same"), fail(f"of rank {world.rank}")]
+
+
+def test_an_error_that_all_ranks_meet_is_told_by_the_first_alone(tmp_path: Path) -> None:
+    first, second = ranks.on_each(errors_of_a_rank, tmp_path)
+    assert first == [("ConfigError", "the same"), ("ConfigError", "of rank 0")]
+    assert second == [("FailedElsewhere", "the same"), ("ConfigError", "of rank 1")]
 
 
 def test_a_lone_process_is_a_world_of_one_on_a_free_port() -> None:

@@ -209,6 +209,14 @@ def test_a_checkpoint_of_another_shape_is_refused_in_one_line(dataset: Path, uni
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_unknown_loss_is_told_once_and_before_anything_is_looked_for(tmp_path: Path, processes: int) -> None:
+    done = tiny_run.train(tiny_run.configuration(tmp_path, tmp_path / "absent", losses={"itc": {}, "itn": {}}), processes)
+    assert done.returncode == 2
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if "albef: " in line]
+    assert "training.losses.itn is unknown; did you mean" in line
+
+
 def test_a_missing_dataset_is_one_line(tmp_path: Path) -> None:
     done = tiny_run.train(tiny_run.configuration(tmp_path, tmp_path / "absent"))
     assert done.returncode == 2
