@@ -20,6 +20,10 @@ from training.weights.vit import load_timm_vit
 
 log = logging.getLogger(__name__)
 UNSEEN_SIZES = ("vision_heads", "text_heads", "image_pool")  # no shape shows them, and yet they change every number
+SEEN_SIZES = (
+    "patch_size", "vision_width", "vision_depth", "text_hidden", "text_layers", "fusion_layers", "text_intermediate", "vocab_size", "max_positions",
+    "type_vocab_size", "embed_dim",
+)  # fmt: skip
 
 
 def open_first_weights(config: TrainingConfig) -> Source | None:
@@ -83,13 +87,22 @@ def _sizes(config: TrainingConfig, tokenizer: Tokenizer, source: Source | None) 
 
 
 def _load_student(student: Albef, source: Source) -> None:
-    found, wanted = source.weights.config, student.config
-    for name in UNSEEN_SIZES if source.heads_known else ():
-        if getattr(found, name) != getattr(wanted, name):
-            raise ConfigError(f"training.model.{name} is {getattr(wanted, name)!r}, but {source.path} was trained with {getattr(found, name)!r}")
-    weights = at_image_size(source.weights, wanted.image_size, source.path)
+    _check_sizes(student.config, source)
+    weights = at_image_size(source.weights, student.config.image_size, source.path)
     fresh = {name: value for name, value in student.state_dict().items() if name in source.fresh}
     load_strictly(student, with_tied(weights.student | fresh), source.path)
     log.info("the model starts from %s (%s)", source.path, source.kind)
     if fresh:
         log.warning("%s has no trained %s: they start fresh", source.path, ", ".join(modules_of(fresh)))
+
+
+def _check_sizes(wanted: ModelConfig, source: Source) -> None:
+    """Raises ConfigError for the first size that is not the source's: one setting says more than the names and shapes of all tensors it changes."""
+    found = source.weights.config
+    sizes = SEEN_SIZES if "image_projection.weight" not in source.fresh else SEEN_SIZES[:-1]  # without the projections embed_dim is free to choose
+    for name in (*sizes, *(UNSEEN_SIZES if source.heads_known else ())):
+        if getattr(found, name) != getattr(wanted, name):
+            raise ConfigError(
+                f"training.model.{name} is {getattr(wanted, name)!r}, but training.init.checkpoint {source.path} was trained with {getattr(found, name)!r}; "
+                "set it to that, or start from other weights"
+            )

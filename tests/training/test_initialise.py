@@ -121,9 +121,20 @@ def test_what_the_shapes_do_not_show_is_compared(folder: str, change: dict[str, 
         started(config(f"{folder}/checkpoint", model=SIZES.model_copy(update=change)))
 
 
-def test_first_weights_of_another_depth_are_refused_with_every_key(folder: str) -> None:
-    with pytest.raises(DataError, match=r"unexpected fusion_encoder\.layers\.1\.cross_attention\.key\.bias, .*fusion_encoder\.layers\.1\.self_attention"):
-        started(config(f"{folder}/checkpoint", model=SIZES.model_copy(update={"fusion_layers": 1})))
+@pytest.mark.parametrize("start", ["published.pth", "checkpoint", "exported"])
+@pytest.mark.parametrize(("name", "value"), [("fusion_layers", 1), ("vision_depth", 3), ("text_hidden", 32), ("embed_dim", 16), ("vocab_size", 41)])
+def test_first_weights_of_another_size_are_refused_by_the_setting_that_would_fit(folder: str, start: str, name: str, value: int) -> None:
+    other = config(f"{folder}/{start}", f"{folder}/exported/vocab.txt", model=SIZES.model_copy(update={name: value}))
+    expected = rf"training\.model\.{name} is {value}, but training\.init\.checkpoint .* was trained with {getattr(SIZES, name)}; set it to that, or"
+    with pytest.raises(ConfigError, match=expected):
+        started(other)
+
+
+def test_the_width_of_features_that_a_file_does_not_have_is_free_to_choose(tmp_path: Path) -> None:
+    torch.save({"model": published_files.tensors("nlvr")}, tmp_path / "published.pth")
+    sizes = open_source(str(tmp_path / "published.pth")).weights.config
+    student = started(config(str(tmp_path / "published.pth"), model=sizes.model_copy(update={"embed_dim": 12})))
+    assert student.image_projection.weight.shape == (12, 16)
 
 
 def test_the_vocabulary_of_the_first_weights_is_taken_or_another_refused(folder: str) -> None:
