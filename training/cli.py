@@ -33,18 +33,24 @@ def inspect(
 def import_(
     path: Annotated[str, typer.Argument(metavar="FILE", help="Published ALBEF file (.pth), pre-training or downstream, or a folder that albef exported.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write the checkpoint to, on disk or s3://.")],
-    tokenizer: Annotated[str, typer.Option(help="Its vocab.txt, a folder with one, or a BERT of the hub.")] = "bert-base-uncased",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Of a published file: its vocab.txt, a folder with one, or a BERT of the hub; without it, bert-base-uncased.")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Resize position embeddings for pictures of this side, pixels.", min=1)] = None,
     vision_heads: VisionHeads = None,
     text_heads: TextHeads = None,
 ) -> None:
     """Make a checkpoint of FILE: for `albef eval` (eval.checkpoint=OUT) or as first weights (training.init.checkpoint=OUT)."""
+    from pipeline.core.errors import ConfigError
     from training.tokenizer import Tokenizer
     from training.weights.conversion import import_file
     from training.weights.files import SUFFIXES
 
     _log()
-    vocabulary = Tokenizer.load(tokenizer) if path.endswith(SUFFIXES) else None
+    published = path.endswith(SUFFIXES)
+    if tokenizer is not None and not published:
+        raise ConfigError(f"--tokenizer {tokenizer}: {path} is a folder with a vocabulary of its own; leave --tokenizer out")
+    vocabulary = Tokenizer.load(tokenizer or "bert-base-uncased") if published else None
     imported = import_file(path, out, vocabulary, image_size, vision_heads, text_heads)
     for line in imported.lines:
         typer.echo(line)

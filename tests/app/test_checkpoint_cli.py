@@ -173,6 +173,7 @@ def test_inspect_names_the_damaged_file_of_a_checkpoint(world: Path, tmp_path: P
         (["inspect", "none.pth"], ["none.pth: no such checkpoint file"]),
         (["export", "no/such/thing", "out.pth", "--format", "albef"], ["no/such/thing: no weights here"]),
         (["import", "none.pth", "out", "--tokenizer", "no/vocab.txt"], ["no/vocab.txt: not found"]),
+        (["import", "exported", "out", "--tokenizer", "no/vocab.txt"], ["--tokenizer no/vocab.txt: exported is a folder with a vocabulary of its own"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
