@@ -22,7 +22,9 @@ from shards.random_stream import item_keys, permutation
 from shards.text_rules import pre_caption
 from training import checkpoint
 from training.step import MAX_TEMPERATURE, MIN_TEMPERATURE
+from training.weights.files import modules_of
 
+ASKED = ("image_projection", "text_projection", "temperature", "mlm_head")  # of the modules a published file may lack
 TOP = 5
 READERS = 16  # samples asked for at a time: from S3 each is a request of its own
 CHOSEN, POOL = 183, 184  # random streams
@@ -79,10 +81,12 @@ class Teacher:
 def load_teacher(checkpoint_or_run: str) -> Teacher:
     """From a checkpoint folder, a folder of checkpoints, or a run directory.
 
-    Raises DataError when there is none of ours, or it is damaged.
+    Raises DataError when there is none of ours, it is damaged, or what would be asked of it has never been trained.
     """
     of_run = storage.join(checkpoint_or_run, "train", "checkpoints")
     found = checkpoint.read(of_run if storage.exists(storage.join(of_run, "latest")) else checkpoint_or_run)
+    if untrained := [module for module in modules_of(found.fresh) if module in ASKED]:
+        raise DataError(f"{found.path}: has no trained {', '.join(untrained)}, so its teacher would guess at random; train from it first")
     temperature = float(found.tensors("student")["temperature"])
     predictor = load_predictor(EvalConfig(tasks={}, tower="teacher"), found.path)
     return Teacher(found.path, found.step, predictor, min(max(temperature, MIN_TEMPERATURE), MAX_TEMPERATURE))

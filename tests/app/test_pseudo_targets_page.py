@@ -4,12 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import published_files
 import pytest
 import tiny_run
+import torch
 
 from shards.dataset import Dataset
 from shards.manifest import publish
 from shards.writer import SampleToWrite, write_shard
+from training.tokenizer import SPECIAL, Tokenizer
+from training.weights.conversion import import_file
 
 
 def inspect(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -82,6 +86,16 @@ def test_a_folder_without_a_checkpoint_is_named(run: Path, tmp_path: Path) -> No
     done = inspect(str(tmp_path), "--dataset", str(run.parent / "dataset"), "--out", str(tmp_path / "page.html"))
     assert done.returncode == 2
     assert f"albef: {tmp_path}: no checkpoint here" in done.stderr
+
+
+@pytest.mark.parametrize(("kind", "missing"), [("nlvr", "image_projection, text_projection, mlm_head"), ("retrieval", "mlm_head")])
+def test_a_teacher_whose_heads_were_never_trained_is_not_asked(run: Path, tmp_path: Path, kind: str, missing: str) -> None:
+    torch.save({"model": published_files.tensors(kind)}, tmp_path / "published.pth")
+    import_file(str(tmp_path / "published.pth"), str(tmp_path / "checkpoint"), Tokenizer([*SPECIAL, *(f"word{number}" for number in range(35))]))
+    done = inspect(str(tmp_path / "checkpoint"), "--dataset", str(run.parent / "dataset"), "--out", str(tmp_path / "page.html"))
+    assert done.returncode == 2
+    assert f"has no trained {missing}, so its teacher would guess at random; train from it first" in done.stderr
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_the_page_is_made_from_a_dataset_on_s3(run: Path, tmp_path: Path, s3_bucket: str) -> None:
