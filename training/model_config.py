@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from pipeline.core.config import Section
 
+HEAD_WIDTH = 64  # of every attention head of the published ALBEF, DeiT and BERT models; heads leave no trace in the shapes
+
 
 class ModelConfig(Section):
     """Everything needed to build the model; stored with every checkpoint."""

@@ -11,11 +11,10 @@ from torch import Tensor
 from pipeline.core.config import validate
 from pipeline.core.errors import DataError
 from training.model import Albef
-from training.model_config import ModelConfig
+from training.model_config import HEAD_WIDTH, ModelConfig
 from training.weights.files import State, check_names, read_weights
 from training.weights.names import QUEUE, STUDENT, TEACHER, VARIANTS, Variant, key_table, position_id_keys, shared_keys
 
-HEAD_WIDTH = 64  # of every head of the published models; heads leave no trace in the shapes
 Shape = tuple[int, ...]
 
 

@@ -3,15 +3,19 @@
 import logging
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
+from pipeline.core.errors import ConfigError
 from training.model import Albef
+from training.model_config import HEAD_WIDTH, ModelConfig
 from training.vision import resized_positions
 from training.weights.files import SUFFIXES, State, load_strictly, read_weights
 from training.weights.hub import from_hub
 
 log = logging.getLogger(__name__)
+EXPECTED = "a checkpoint file or a model of timm"
 HEADS = ("head.", "head_dist.", "pre_logits.")
 ROOT = "image_encoder."
 
@@ -22,9 +26,15 @@ def load_timm_vit(model: Albef, path_or_name: str) -> None:
     Position embeddings are resized to the model's grid.
 
     Raises:
+        ConfigError: the timm model has another number of attention heads, which no shape would show.
         DataError: no such file or model, unreachable hub, or weights of another architecture.
     """
-    state = read_weights(path_or_name) if path_or_name.endswith(SUFFIXES) else _timm_state(path_or_name)
+    if path_or_name.endswith(SUFFIXES):
+        state = read_weights(path_or_name)
+        _warn_of_heads(path_or_name, model.config)
+    else:
+        _check_heads(path_or_name, model.config)
+        state = _timm_state(path_or_name)
     state = {name: value for name, value in state.items() if not name.startswith(HEADS)}
     load_strictly(model.image_encoder, with_positions_resized(state, "pos_embed", model.config.num_patches, path_or_name), path_or_name)
 
@@ -50,11 +60,29 @@ def with_positions_resized(state: Mapping[str, Tensor], name: str, num_patches: 
     return {**state, name: resized_positions(positions, num_patches)}
 
 
+def _warn_of_heads(path: str, config: ModelConfig) -> None:
+    """A file does not say into how many heads its width is split."""
+    if (width := config.vision_width // config.vision_heads) != HEAD_WIDTH:
+        log.warning(
+            "%s: taken as trained with training.model.vision_heads %d, which no file says; heads are then %d wide, those of DeiT and of timm's ViTs are %d",
+            path, config.vision_heads, width, HEAD_WIDTH,
+        )  # fmt: skip
+
+
+def _check_heads(name: str, config: ModelConfig) -> None:
+    """Before the hub is asked for gigabytes; what differs in shape is told later, by the tensors."""
+    theirs = from_hub(name, EXPECTED, lambda: _timm_model(name, pretrained=False))
+    heads = theirs.blocks[0].attn.num_heads if "blocks.0.attn.qkv.weight" in theirs.state_dict() else config.vision_heads
+    if theirs.num_features == config.vision_width and heads != config.vision_heads:
+        raise ConfigError(f"training.model.vision_heads is {config.vision_heads}, but training.init.vision {name} has {heads}; set it to that")
+
+
 def _timm_state(name: str) -> State:
+    state: State = from_hub(name, EXPECTED, lambda: _timm_model(name, pretrained=True).state_dict())
+    return state
+
+
+def _timm_model(name: str, *, pretrained: bool) -> Any:
     import timm  # takes seconds to import and is needed here alone
 
-    def load() -> State:
-        state: State = timm.create_model(name, pretrained=True, num_classes=0).state_dict()
-        return state
-
-    return from_hub(name, "a checkpoint file or a model of timm", load)
+    return timm.create_model(name, pretrained=pretrained, num_classes=0)

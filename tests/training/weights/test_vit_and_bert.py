@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
 
-from pipeline.core.errors import DataError
+from pipeline.core.errors import ConfigError, DataError
 from training.model import Albef
 from training.model_config import ModelConfig
 from training.tokenizer import Tokenizer, train_vocabulary
@@ -90,6 +90,23 @@ def test_a_vit_of_another_width_is_refused_with_the_first_key_and_both_shapes(tm
     with pytest.raises(DataError, match=r"wide\.pth: cls_token has shape \(1, 1, 48\), the model's is \(1, 1, 32\)") as caught:
         load_timm_vit(Albef(SMALL), str(tmp_path / "wide.pth"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_timm_model_with_another_number_of_heads_is_refused_before_the_hub_is_asked() -> None:
+    sizes = SMALL.model_copy(update={"vision_width": 192, "vision_heads": 4})
+    with pytest.raises(
+        ConfigError, match=r"training\.model\.vision_heads is 4, but training\.init\.vision deit_tiny_patch16_224\.fb_in1k has 3; set it to that"
+    ):
+        load_timm_vit(Albef(sizes), "deit_tiny_patch16_224.fb_in1k")
+
+
+@pytest.mark.parametrize(("heads", "warned"), [(1, False), (2, True)])
+def test_a_bare_vit_file_with_heads_of_another_width_than_usual_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, heads: int, warned: bool
+) -> None:
+    torch.save(vit(embed_dim=64).state_dict(), tmp_path / "vit.pth")
+    load_timm_vit(Albef(SMALL.model_copy(update={"vision_width": 64, "vision_heads": heads})), str(tmp_path / "vit.pth"))
+    assert ("taken as trained with training.model.vision_heads 2, which no file says; heads are then 32 wide" in caplog.text) == warned
 
 
 def test_an_unknown_timm_name_is_one_line() -> None:
