@@ -131,7 +131,7 @@ def _by_name(sources: Sequence[Source], pinned: Manifests) -> dict[str, int]:
 def build_tokenizer(config: TrainingConfig, dataset: Dataset | MixedDataset, known: Tokenizer | None = None) -> Tokenizer:
     """The configured tokenizer, that of the first weights (`known`), or one trained on all captions of the dataset.
 
-    Raises ConfigError when the configured one is not that of the first weights.
+    Raises ConfigError when the configured one is not that of the first weights, or when those come without one and none is configured.
     """
     if config.init.tokenizer is not None:
         tokenizer = Tokenizer.load(config.init.tokenizer)
@@ -142,6 +142,8 @@ def build_tokenizer(config: TrainingConfig, dataset: Dataset | MixedDataset, kno
         return tokenizer
     if known is not None:
         return known
+    if config.init.checkpoint is not None:  # captions would teach other pieces, and row 17 of the word table would be another word
+        raise ConfigError(f"training.init.tokenizer is null, but {config.init.checkpoint} has no vocabulary of its own; give the vocab.txt it was trained with")
     tokenizer = train_vocabulary(_captions(dataset), config.init.vocabulary_size)
     log.info("vocabulary of %d word pieces trained from the captions", tokenizer.vocab_size)
     return tokenizer

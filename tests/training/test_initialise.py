@@ -146,6 +146,13 @@ def test_the_vocabulary_of_the_first_weights_is_taken_or_another_refused(folder:
         tokenizer_from(config(f"{folder}/checkpoint", tokenizer=f"{folder}/vocab.txt"), dataset)
 
 
+def test_no_vocabulary_is_trained_for_first_weights_that_have_learned_another(folder: str) -> None:
+    tiny_run.write_dataset(Path(folder) / "dataset", samples=4, shards=1)
+    dataset = Dataset(f"{folder}/dataset", read_manifest(f"{folder}/dataset"))
+    with pytest.raises(ConfigError, match=r"init\.tokenizer is null, but .*published\.pth has no vocabulary of its own; give the vocab\.txt it was trained with"):
+        build_tokenizer(config(f"{folder}/published.pth"), dataset)
+
+
 def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"training\.init\.checkpoint: .*: no weights here; expected a checkpoint folder, a folder that albef exported, or a published file"
