@@ -41,14 +41,10 @@ def import_file(
 
     Raises:
         DataError: the file is unreadable or its keys do not fit, each of them named.
-        ConfigError: the tokenizer has more word pieces than the model, or `folder` holds something else.
+        ConfigError: the tokenizer has more or fewer word pieces than the model, or `folder` holds something else.
     """
     source = open_source(path, vision_heads, text_heads)
-    tokenizer = source.tokenizer or tokenizer
-    if tokenizer is None:
-        raise ConfigError(f"{path}: has no vocabulary of its own; give --tokenizer")
-    if tokenizer.vocab_size > source.weights.config.vocab_size:
-        raise ConfigError(f"--tokenizer: has {tokenizer.vocab_size} word pieces, but {path} knows {source.weights.config.vocab_size}; give its own vocab.txt")
+    tokenizer = source.tokenizer or _fitting(tokenizer, source)
     weights = at_image_size(source.weights, image_size or source.weights.config.image_size, path)
     student = completed(weights, weights.student)
     tensors: dict[str, Mapping[str, Tensor]] = {"student": student}
@@ -75,6 +71,14 @@ def at_image_size(weights: Published, image_size: int, origin: str) -> Published
         raise ConfigError(f"image size {image_size} is not a multiple of the {config.patch_size} pixels of a patch of {origin}")
     teacher = with_positions_resized(weights.teacher, POSITIONS, config.num_patches, f"{origin}, teacher") if weights.teacher is not None else None
     return replace(weights, config=config, student=with_positions_resized(weights.student, POSITIONS, config.num_patches, origin), teacher=teacher)
+
+
+def _fitting(tokenizer: Tokenizer | None, source: Source) -> Tokenizer:
+    if tokenizer is None:
+        raise ConfigError(f"{source.path}: has no vocabulary of its own; give --tokenizer")
+    if tokenizer.vocab_size != (rows := source.weights.config.vocab_size):  # also fewer: most probably every row is another word then
+        raise ConfigError(f"--tokenizer: has {tokenizer.vocab_size} word pieces, but {source.path} knows {rows}; give its own vocab.txt")
+    return tokenizer
 
 
 def completed(weights: Published, tower: Mapping[str, Tensor]) -> State:
