@@ -39,6 +39,7 @@ def import_(
     image_size: Annotated[int | None, typer.Option(help="Resize position embeddings for pictures of this side, pixels.", min=1)] = None,
     vision_heads: VisionHeads = None,
     text_heads: TextHeads = None,
+    image_pool: Annotated[Literal["cls", "mean"] | None, typer.Option(help="What a published file's model projects; without it, cls.")] = None,
 ) -> None:
     """Make a checkpoint of FILE: for `albef eval` (eval.checkpoint=OUT) or as first weights (training.init.checkpoint=OUT)."""
     from pipeline.core.errors import ConfigError
@@ -51,7 +52,7 @@ def import_(
     if tokenizer is not None and not published:
         raise ConfigError(f"--tokenizer {tokenizer}: {path} is a folder with a vocabulary of its own; leave --tokenizer out")
     vocabulary = Tokenizer.load(tokenizer or "bert-base-uncased") if published else None
-    imported = import_file(path, out, vocabulary, image_size, vision_heads, text_heads)
+    imported = import_file(path, out, vocabulary, image_size, vision_heads, text_heads, image_pool)
     for line in imported.lines:
         typer.echo(line)
     typer.echo(f"checkpoint: {imported.checkpoint.path}")
@@ -68,9 +69,8 @@ def export(
     from training.weights.conversion import export as write
 
     _log()
-    left_out = write(path, out, file_format, tower)
-    for sentence in left_out:
-        typer.echo(f"left out: {sentence}")
+    for line in write(path, out, file_format, tower):
+        typer.echo(line)
     typer.echo(f"written: {out}")
 
 

@@ -102,7 +102,8 @@ def _check_sizes(wanted: ModelConfig, source: Source) -> None:
     sizes = SEEN_SIZES if "image_projection.weight" not in source.fresh else SEEN_SIZES[:-1]  # without the projections embed_dim is free to choose
     for name in (*sizes, *(UNSEEN_SIZES if source.heads_known else ())):
         if getattr(found, name) != getattr(wanted, name):
+            what = "was assumed at import to have" if name in source.assumed else "was trained with"
             raise ConfigError(
-                f"training.model.{name} is {getattr(wanted, name)!r}, but training.init.checkpoint {source.path} was trained with {getattr(found, name)!r}; "
+                f"training.model.{name} is {getattr(wanted, name)!r}, but training.init.checkpoint {source.path} {what} {getattr(found, name)!r}; "
                 "set it to that, or start from other weights"
             )

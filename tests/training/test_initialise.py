@@ -112,8 +112,8 @@ def test_a_queue_of_first_weights_brings_no_numbers_of_another_datasets_pictures
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vision_heads": 2}, r"training\.model\.vision_heads is 2, but .*step-0000000 was trained with 1"),
-        ({"image_pool": "mean"}, r"training\.model\.image_pool is 'mean', but .* was trained with 'cls'"),
+        ({"vision_heads": 2}, r"training\.model\.vision_heads is 2, but .*step-0000000 was assumed at import to have 1"),
+        ({"image_pool": "mean"}, r"training\.model\.image_pool is 'mean', but .* was assumed at import to have 'cls'"),
     ],
 )
 def test_what_the_shapes_do_not_show_is_compared(folder: str, change: dict[str, object], message: str) -> None:
@@ -137,6 +137,12 @@ def test_the_width_of_features_that_a_file_does_not_have_is_free_to_choose(tmp_p
     assert student.image_projection.weight.shape == (12, 16)
 
 
+def test_what_a_file_was_said_to_have_at_its_import_is_not_called_assumed(folder: str) -> None:
+    import_file(f"{folder}/published.pth", f"{folder}/given", WORDS, vision_heads=1)
+    with pytest.raises(ConfigError, match=r"training\.model\.vision_heads is 2, but .*step-0000000 was trained with 1"):
+        started(config(f"{folder}/given", model=SIZES.model_copy(update={"vision_heads": 2})))
+
+
 def test_the_vocabulary_of_the_first_weights_is_taken_or_another_refused(folder: str) -> None:
     tiny_run.write_dataset(Path(folder) / "dataset", samples=4, shards=1)
     dataset = Dataset(f"{folder}/dataset", read_manifest(f"{folder}/dataset"))
@@ -149,7 +155,9 @@ def test_the_vocabulary_of_the_first_weights_is_taken_or_another_refused(folder:
 def test_no_vocabulary_is_trained_for_first_weights_that_have_learned_another(folder: str) -> None:
     tiny_run.write_dataset(Path(folder) / "dataset", samples=4, shards=1)
     dataset = Dataset(f"{folder}/dataset", read_manifest(f"{folder}/dataset"))
-    with pytest.raises(ConfigError, match=r"init\.tokenizer is null, but .*published\.pth has no vocabulary of its own; give the vocab\.txt it was trained with"):
+    with pytest.raises(
+        ConfigError, match=r"init\.tokenizer is null, but .*published\.pth has no vocabulary of its own; give the vocab\.txt it was trained with"
+    ):
         build_tokenizer(config(f"{folder}/published.pth"), dataset)
 
 

@@ -96,6 +96,11 @@ def variant_of(state: Mapping[str, Tensor]) -> str | None:
     return "pretrain" if any(name.startswith("text_encoder.bert.") for name in state) else "retrieval"
 
 
+def assumed_heads(width: int) -> int:
+    """What a file that does not say it most probably has: heads as wide as in the published models."""
+    return max(1, width // HEAD_WIDTH)
+
+
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Of every parameter of `Albef`, each tied one once, without building it."""
     with torch.device("meta"):
@@ -198,10 +203,10 @@ def _inferred_config(path: str, state: State, vision_heads: int | None, text_hea
         "patch_size": patch_size,
         "vision_width": vision_width,
         "vision_depth": count(r"visual_encoder\.blocks\.(\d+)\."),
-        "vision_heads": vision_heads or max(1, vision_width // HEAD_WIDTH),
+        "vision_heads": vision_heads or assumed_heads(vision_width),
         "vision_mlp_ratio": shape("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0] / vision_width,
         "text_hidden": text_hidden,
-        "text_heads": text_heads or max(1, text_hidden // HEAD_WIDTH),
+        "text_heads": text_heads or assumed_heads(text_hidden),
         "text_layers": count(rf"{re.escape(root)}encoder\.layer\.(\d+)\.") - fusion_layers,
         "fusion_layers": fusion_layers,
         "text_intermediate": shape(f"{root}encoder.layer.0.intermediate.dense.weight", 2)[0],

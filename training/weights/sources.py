@@ -1,6 +1,6 @@
 """Anything that holds weights of the whole model, opened the same way: our checkpoint, our safetensors export, a published ALBEF file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.core import storage
 from pipeline.core.errors import DataError
@@ -22,6 +22,7 @@ class Source:
     step: int | None
     heads_known: bool  # a published file does not say how many heads its attention has
     fresh: list[str]  # parameters that hold, or lack, no trained value
+    assumed: list[str] = field(default_factory=list)  # sizes of the configuration that no shape shows and that nobody gave
 
 
 def open_source(path: str, vision_heads: int | None = None, text_heads: int | None = None) -> Source:
@@ -51,4 +52,6 @@ def _of_checkpoint(found: checkpoint.Checkpoint) -> Source:
         variant=found.published.get("variant", "pretrain"),
         extra=found.tensors("extra") if found.has("extra") else {},
     )
-    return Source(found.path, "checkpoint", weights, found.tokenizer(), found.step, heads_known=True, fresh=found.fresh)
+    return Source(
+        found.path, "checkpoint", weights, found.tokenizer(), found.step, heads_known=True, fresh=found.fresh, assumed=found.published.get("assumed", [])
+    )

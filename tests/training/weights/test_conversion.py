@@ -83,9 +83,31 @@ def test_an_import_says_what_came_what_is_fresh_and_what_is_kept_aside(tmp_path:
     assert lines[1:] == [
         "teacher: from the file",
         "queue: 6 features, position 4",
+        "heads: 1 (assumed; --vision-heads) and 1 (assumed; --text-heads)",
+        "pooling: cls (assumed; --image-pool)",
         "fresh: mlm_head (5 tensors), which tell nothing before they are trained",
         "kept in extra.safetensors: queue.image_ids (1 tensors)",
     ]
+
+
+def test_heads_and_pooling_go_out_and_come_back_with_the_options_that_the_export_names(tmp_path: Path) -> None:
+    first = import_file(published(tmp_path, "pretrain"), str(tmp_path / "one"), WORDS, vision_heads=2, text_heads=4, image_pool="mean")
+    assert first.lines[3:] == ["heads: 2 and 4", "pooling: mean"]
+    lines = export(str(tmp_path / "one"), str(tmp_path / "out.pth"), "albef")
+    assert lines[0] == "mind: the original code projects [CLS]; this model was trained with image_pool mean"
+    assert lines[1].endswith("out.pth OUT --tokenizer vocab.txt --vision-heads 2 --text-heads 4 --image-pool mean")
+    back = import_file(str(tmp_path / "out.pth"), str(tmp_path / "two"), WORDS, vision_heads=2, text_heads=4, image_pool="mean")
+    assert back.checkpoint.model_config == first.checkpoint.model_config
+
+
+def test_an_export_that_an_import_takes_as_it_is_names_no_options(tmp_path: Path) -> None:
+    assert export(imported(tmp_path), str(tmp_path / "out.pth"), "albef") == []
+
+
+def test_heads_of_a_folder_that_knows_its_own_are_refused(tmp_path: Path) -> None:
+    export(imported(tmp_path), str(tmp_path / "exported"), "safetensors")
+    with pytest.raises(ConfigError, match=r"--image-pool: .*exported says it itself; leave it out"):
+        import_file(str(tmp_path / "exported"), str(tmp_path / "back"), image_pool="mean")
 
 
 def test_importing_twice_is_fine_and_over_something_else_is_refused(tmp_path: Path) -> None:
@@ -144,7 +166,7 @@ def test_an_exported_vit_and_bert_are_the_towers_weights(tmp_path: Path) -> None
     vit, bert = torch.load(tmp_path / "vit.pth", weights_only=True), load_file(tmp_path / "bert" / "model.safetensors")
     assert torch.equal(vit["blocks.1.attn.qkv.weight"], student["image_encoder.blocks.1.attn.qkv.weight"])
     assert torch.equal(bert["bert.encoder.layer.3.output.dense.weight"], student["fusion_encoder.layers.1.ffn.down.weight"])
-    assert left_out == ["cross-attention to the picture: transformers puts it into every layer of a BERT or into none"]
+    assert left_out == ["left out: cross-attention to the picture: transformers puts it into every layer of a BERT or into none"]
     assert not [name for name in bert if "cross" in name]
 
 
