@@ -13,9 +13,10 @@ from training.model import Albef
 from training.model_config import ModelConfig
 from training.text import NORM_EPS
 from training.tokenizer import Tokenizer
-from training.weights.files import State, load_strictly
+from training.weights.files import State, check_names, check_shapes, load_strictly
 from training.weights.hub import from_hub
 from training.weights.names import bert_table, language_head_table
+from training.weights.published import parameter_shapes
 
 log = logging.getLogger(__name__)
 WORDS = "text_encoder.embeddings.word.weight"
@@ -61,6 +62,41 @@ def bert_files(weights: Mapping[str, Tensor], config: ModelConfig, tokenizer: To
         "model.safetensors": safetensors.torch.save(state, metadata={"format": "pt"}),
         "config.json": _json({"architectures": ["BertForMaskedLM"], "model_type": "bert", **_settings(config)}),
     }
+
+
+def check_bert(path: str, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Compare a BERT's tensors with its config.json; pooler and next-sentence head, which ours has not, are not looked at.
+
+    Raises:
+        DataError: names every missing tensor, or the first one of another shape with both shapes.
+    """
+    root = "bert." if any(name.startswith("bert.") for name in state) else ""
+    found = {_modern(name.removeprefix(root)): value for name, value in state.items()}
+    try:
+        shapes = _bert_shapes(settings, with_head=any(name.startswith("cls.predictions.transform.") for name in found))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: its config.json does not give the sizes of a BERT ({error})") from error
+    check_names(path, shapes, [name for name in found if name in shapes])
+    check_shapes(path, shapes, {name: value for name, value in found.items() if name in shapes})
+
+
+def _modern(name: str) -> str:
+    """bert-base-uncased's file still has the names that TensorFlow gave its norms."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _bert_shapes(settings: Mapping[str, Any], with_head: bool) -> dict[str, tuple[int, ...]]:
+    """Names as BertModel has them -> shapes; of the masked-language head what is not tied."""
+    layers, width = int(settings["num_hidden_layers"]), int(settings["hidden_size"])
+    config = ModelConfig(
+        text_hidden=width, text_heads=1, text_layers=max(1, layers), fusion_layers=1, text_intermediate=settings["intermediate_size"],
+        vocab_size=settings["vocab_size"], max_positions=settings["max_position_embeddings"], type_vocab_size=settings.get("type_vocab_size", 2),
+    )  # fmt: skip
+    ours = parameter_shapes(config)
+    table = dict(bert_table(layers, 0, cross_attention=False))
+    if with_head:
+        table |= {theirs: own for theirs, own in language_head_table("mlm_head", WORDS) if theirs.startswith("cls.predictions.transform.")}
+    return {theirs: ours[own] for theirs, own in table.items()}
 
 
 def is_bert(state: Mapping[str, Tensor]) -> bool:

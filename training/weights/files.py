@@ -71,6 +71,13 @@ def check_shapes(origin: str, expected: Mapping[str, tuple[int, ...]], found: Ma
             raise DataError(f"{origin}: {name} has shape {tuple(value.shape)}, the model's is {expected[name]}; use a checkpoint of the configured sizes")
 
 
+def check_finite(origin: str, state: Mapping[str, Tensor]) -> None:
+    """Raises DataError that names tensors with NaN or infinite numbers."""
+    if broken := [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value.float()).all()]:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise DataError(f"{origin}: NaN or infinite numbers in {', '.join(broken[:3])}{more}; a run diverged or the file is damaged, use an older one")
+
+
 def modules_of(names: Iterable[str]) -> list[str]:
     """What parameters belong to, by the first part of their names."""
     return list(dict.fromkeys(name.partition(".")[0] for name in names))

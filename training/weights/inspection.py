@@ -1,5 +1,6 @@
 """What is this file or folder of weights? Its kind, sizes, parameters by tower, and what a run could still do with it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,12 +11,12 @@ from pipeline.core import storage
 from pipeline.core.errors import DataError
 from training import checkpoint
 from training.model_config import ModelConfig
-from training.weights.bert import is_bert
-from training.weights.files import SUFFIXES, State, read_weights
+from training.weights.bert import check_bert, is_bert
+from training.weights.files import SUFFIXES, State, check_finite, check_names, check_shapes, read_weights
 from training.weights.names import POSITION_IDS, VARIANTS
 from training.weights.portable import MODEL_TYPE, model_settings, read_exported
 from training.weights.published import Published, published_from, variant_of
-from training.weights.vit import HEADS, is_timm_vit
+from training.weights.vit import HEADS, encoder_shapes, is_timm_vit
 
 NAMES_SHOWN = 3
 KINDS = "a checkpoint of ours, a published ALBEF file, a timm ViT, a Hugging Face BERT, or a model that albef exported"
@@ -60,6 +61,7 @@ def inspect(path: str, vision_heads: int | None = None, text_heads: int | None =
 
 
 def _of_file(path: str, state: State, vision_heads: int | None, text_heads: int | None) -> Inspected:
+    check_finite(path, state)
     if variant_of(state):
         published = published_from(state, path, vision_heads, text_heads)
         title = VARIANTS[published.variant].title
@@ -88,6 +90,8 @@ def _of_checkpoint(path: str) -> Inspected:
     found = checkpoint.read(path)
     found.verify()
     student = found.tensors("student")
+    check_finite(storage.join(found.path, "student.safetensors"), student)
+    check_finite(storage.join(found.path, "teacher.safetensors"), found.tensors("teacher") if found.has("teacher") else {})
     holds: dict[str, Any] = {"step": found.step} | _temperature(student)
     holds |= {"teacher": "yes" if found.has("teacher") else "no"}
     holds |= {"queue": f"{len(found.tensors('queue')['image'])} features" if found.has("queue") else "no"}
@@ -103,14 +107,24 @@ def _of_checkpoint(path: str) -> Inspected:
 
 def _of_exported(path: str) -> Inspected:
     exported = read_exported(path)
+    check_finite(storage.join(path, "model.safetensors"), exported.weights)
     holds = {**exported.about, "vocabulary": f"{exported.tokenizer.vocab_size} word pieces"} | _temperature(exported.weights)
     return Inspected(path, "model that albef exported", _by_root(exported.weights), exported.config.model_dump(mode="json"), holds)
 
 
 def _of_vit(path: str, state: State) -> Inspected:
-    width, _, patch, _ = state["patch_embed.proj.weight"].shape
+    if (embedding := state["patch_embed.proj.weight"]).ndim != 4:
+        raise DataError(f"{path}: patch_embed.proj.weight has shape {tuple(embedding.shape)}, expected 4 dimensions; not a ViT")
+    width, _, patch, _ = embedding.shape
     blocks = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    grid = int((state["pos_embed"].shape[1] - 1) ** 0.5) if "pos_embed" in state else 0
+    grid = math.isqrt(max(1, state["pos_embed"].shape[1] - 1)) if "pos_embed" in state and state["pos_embed"].ndim == 3 else 1
+    hidden = state["blocks.0.mlp.fc1.weight"].shape[0] if "blocks.0.mlp.fc1.weight" in state else 4 * width
+    encoder = {name: value for name, value in state.items() if not name.startswith(HEADS)}
+    shapes = encoder_shapes(
+        ModelConfig(image_size=grid * patch, patch_size=patch, vision_width=width, vision_depth=max(1, blocks), vision_heads=1, vision_mlp_ratio=hidden / width)
+    )
+    check_names(path, shapes, encoder)
+    check_shapes(path, shapes, encoder)
     holds = {
         "blocks": f"{blocks} of width {width}, patches of {patch} px, {grid} x {grid} positions ({grid * patch} px)",
         "classifier": "yes, which is left out" if any(name.startswith(HEADS) for name in state) else "no",
@@ -126,6 +140,8 @@ def _of_bert_folder(path: str) -> Inspected:
     if not names:
         raise DataError(f"{path}: a BERT's config.json, but neither model.safetensors nor pytorch_model.bin")
     state = {name: value for name, value in read_weights(storage.join(path, names[0])).items() if not name.endswith(POSITION_IDS)}
+    check_finite(storage.join(path, names[0]), state)
+    check_bert(storage.join(path, names[0]), state, settings)
     shown = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
     holds: dict[str, Any] = {"sizes": ", ".join(f"{name} {settings.get(name)}" for name in shown)}
     holds |= {"MLM head": "yes" if any(name.startswith("cls.predictions.transform") for name in state) else "no: ours would start fresh"}

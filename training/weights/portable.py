@@ -14,7 +14,8 @@ from pipeline.core.errors import DataError
 from training.model import Albef
 from training.model_config import ModelConfig
 from training.tokenizer import Tokenizer
-from training.weights.files import State, load_strictly, safetensors_in
+from training.weights.files import State, check_names, check_shapes, load_strictly, safetensors_in
+from training.weights.published import parameter_shapes
 
 MODEL_TYPE = "albef"
 TIED = {"mlm_head.decoder.weight": "text_encoder.embeddings.word.weight"}  # safetensors stores one tensor once
@@ -50,7 +51,10 @@ def read_exported(folder: str) -> Exported:
     config = validate(ModelConfig, settings["model"], origin=f"{folder}/config.json")
     tokenizer = Tokenizer.load(storage.join(folder, "vocab.txt"))
     about = {name: value for name, value in settings.items() if name not in ("model_type", "model")}
-    return Exported(safetensors_in(storage.read_bytes(path), path), config, tokenizer, about)
+    weights, shapes = safetensors_in(storage.read_bytes(path), path), parameter_shapes(config)
+    check_names(path, shapes, weights)
+    check_shapes(path, shapes, weights)
+    return Exported(weights, config, tokenizer, about)
 
 
 def load_exported(folder: str) -> tuple[Albef, Tokenizer]:

@@ -13,6 +13,7 @@ from training.model_config import HEAD_WIDTH, ModelConfig
 from training.vision import resized_positions
 from training.weights.files import SUFFIXES, State, load_strictly, read_weights
 from training.weights.hub import from_hub
+from training.weights.published import parameter_shapes
 
 log = logging.getLogger(__name__)
 EXPECTED = "a checkpoint file or a model of timm"
@@ -46,6 +47,11 @@ def timm_state(weights: Mapping[str, Tensor]) -> State:
 
 def is_timm_vit(state: Mapping[str, Tensor]) -> bool:
     return "patch_embed.proj.weight" in state and "blocks.0.attn.qkv.weight" in state
+
+
+def encoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Of every parameter of the image encoder, by timm's name."""
+    return {name.removeprefix(ROOT): shape for name, shape in parameter_shapes(config).items() if name.startswith(ROOT)}
 
 
 def with_positions_resized(state: Mapping[str, Tensor], name: str, num_patches: int, origin: str) -> State:

@@ -5,7 +5,7 @@ from pathlib import Path
 import published_files
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.core.errors import ConfigError, DataError
 from training import checkpoint
@@ -157,6 +157,26 @@ def test_a_damaged_export_is_named_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "exported" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(DataError, match=r"exported/config\.json: not of a model that albef exported \(model_type 'bert'\)"):
         load_exported(str(tmp_path / "exported"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"itm_head.bias": None}, "missing itm_head.bias"),
+        ({"itm_head.bias": torch.zeros(3)}, "itm_head.bias has shape (3,), the model's is (2,)"),
+        ({"itm_head.bias": torch.full((2,), float("nan"))}, "NaN or infinite numbers in itm_head.bias"),
+    ],
+)
+def test_an_exported_folder_that_is_not_what_its_settings_say_is_not_inspected_as_one(
+    tmp_path: Path, change: dict[str, torch.Tensor | None], message: str
+) -> None:
+    export(imported(tmp_path), str(tmp_path / "exported"), "safetensors")
+    file = tmp_path / "exported" / "model.safetensors"
+    save_file({name: value for name, value in {**load_file(file), **change}.items() if value is not None}, file)
+    with pytest.raises(DataError) as caught:
+        inspect(str(tmp_path / "exported"))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_exported_vit_and_bert_are_the_towers_weights(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import published_files
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from pipeline.core.errors import ConfigError, DataError
@@ -20,7 +21,7 @@ from training.weights.bert import load_hf_bert
 from training.weights.files import read_weights, write_once
 from training.weights.inspection import inspect
 from training.weights.published import import_published
-from training.weights.vit import load_timm_vit
+from training.weights.vit import load_timm_vit, timm_state
 
 GOLDEN = Path(__file__).parents[2] / "data" / "albef_tiny" / "checkpoint.pth"
 SMALL = ModelConfig(image_size=32, vision_width=32, vision_depth=1, vision_heads=2, text_hidden=24, text_heads=2, text_layers=1, fusion_layers=1, vocab_size=60)
@@ -153,6 +154,70 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 def test_a_foreign_file_of_tensors_is_named_by_its_first_keys(tmp_path: Path) -> None:
     save_file({f"conv{number}.weight": torch.zeros(2) for number in range(5)}, tmp_path / "resnet.safetensors")
     assert "5 tensors (conv0.weight, conv1.weight, conv2.weight, ...) of an unknown model" in one_line(lambda: inspect(str(tmp_path / "resnet.safetensors")))
+
+
+@pytest.mark.parametrize("cast", [torch.float32, torch.float16])
+def test_a_file_with_a_number_that_is_none_is_named_with_its_tensor(tmp_path: Path, cast: torch.dtype) -> None:
+    state = {name: value.to(cast) if value.is_floating_point() else value for name, value in published_files.tensors("ve").items()}
+    state["cls_head.0.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "file.pth")
+    assert "file.pth: NaN or infinite numbers in cls_head.0.weight; a run diverged" in one_line(lambda: inspect(str(tmp_path / "file.pth")))
+
+
+def vit_state() -> dict[str, torch.Tensor]:
+    return timm_state(Albef(SMALL).state_dict()) | {"head.weight": torch.zeros(10, 32)}
+
+
+def test_a_whole_vit_with_its_classifier_is_inspected(tmp_path: Path) -> None:
+    save_file(vit_state(), tmp_path / "vit.safetensors")
+    assert inspect(str(tmp_path / "vit.safetensors")).holds["classifier"] is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"blocks.0.mlp.fc2.bias": None}, "missing blocks.0.mlp.fc2.bias"),
+        ({"blocks.0.mlp.fc1.weight": None}, "missing blocks.0.mlp.fc1.weight"),
+        ({"dist_token": torch.zeros(1, 1, 32)}, "unexpected dist_token"),
+        ({"norm.bias": torch.zeros(31)}, "norm.bias has shape (31,), the model's is (32,)"),
+        ({"pos_embed": torch.zeros(1, 6, 32)}, "pos_embed has shape (1, 6, 32), the model's is (1, 5, 32)"),
+        ({"pos_embed": torch.zeros(5)}, "pos_embed has shape (5,)"),
+        ({"patch_embed.proj.weight": torch.zeros(32, 768)}, "patch_embed.proj.weight has shape (32, 768), expected 4 dimensions"),
+    ],
+)
+def test_a_vit_with_a_tensor_too_few_or_of_another_shape_is_not_inspected_as_one(tmp_path: Path, change: dict[str, torch.Tensor | None], message: str) -> None:
+    save_file({name: value for name, value in {**vit_state(), **change}.items() if value is not None}, tmp_path / "vit.safetensors")
+    assert message in one_line(lambda: inspect(str(tmp_path / "vit.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("bert.encoder.layer.1.output.dense.bias", None, "missing encoder.layer.1.output.dense.bias"),
+        ("bert.encoder.layer.0.output.dense.bias", torch.zeros(3), "encoder.layer.0.output.dense.bias has shape (3,), the model's is (24,)"),
+        ("cls.predictions.transform.dense.weight", None, "missing cls.predictions.transform.dense.weight"),
+        ("bert.embeddings.LayerNorm.weight", torch.full((24,), float("inf")), "NaN or infinite numbers in bert.embeddings.LayerNorm.weight"),
+    ],
+)
+def test_a_bert_folder_that_is_not_what_its_settings_say_is_one_line(tmp_path: Path, name: str, change: torch.Tensor | None, message: str) -> None:
+    file = bert_folder(tmp_path) / "model.safetensors"
+    state = load_file(file)
+    assert inspect(str(tmp_path)).holds["MLM head"]
+    save_file({key: value for key, value in {**state, name: change}.items() if value is not None}, file)
+    assert message in one_line(lambda: inspect(str(tmp_path)))
+
+
+def test_a_bert_with_the_old_names_of_its_norms_and_without_a_head_is_inspected(tmp_path: Path) -> None:
+    file = bert_folder(tmp_path) / "model.safetensors"
+    names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    save_file({renamed(key.removeprefix("bert."), names): value for key, value in load_file(file).items() if key.startswith("bert.")}, file)
+    assert "embeddings" in inspect(str(tmp_path)).parameters
+
+
+def renamed(key: str, names: dict[str, str]) -> str:
+    for before, after in names.items():
+        key = key.replace(before, after)
+    return key
 
 
 def test_files_are_written_all_or_none_and_never_over_others(tmp_path: Path) -> None:
