@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.core import storage
 from pipeline.core.errors import ConfigError, DataError
+from training.weights.pickles import why_unreadable
 
 State = dict[str, Tensor]
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -106,14 +108,16 @@ def write_once(files: Mapping[str, bytes]) -> None:
 
 
 def _torch_content(path: str) -> Any:
-    try:
-        with storage.open_read(path) if storage.is_local(path) else io.BytesIO(storage.read_bytes(path)) as file:  # torch seeks hundreds of times
+    with storage.open_read(path) if storage.is_local(path) else io.BytesIO(storage.read_bytes(path)) as file:  # torch seeks hundreds of times
+        try:
             _refuse_compressed(path, file)
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except DataError:
-        raise
-    except Exception as error:  # on a damaged file the restricted unpickler fails as it happens to: IndexError, AttributeError, struct.error, ...
-        raise _unreadable(path, error) from error
+            with warnings.catch_warnings():  # about the pickle's protocol: what it comes to, we say ourselves
+                warnings.simplefilter("ignore", UserWarning)
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except DataError:
+            raise
+        except Exception as error:  # on a damaged file the restricted unpickler fails as it happens to: IndexError, AttributeError, struct.error, ...
+            raise DataError(f"{path}: not a readable checkpoint of plain tensors ({why_unreadable(file)})") from error
 
 
 def _refuse_compressed(path: str, file: Any) -> None:  # BytesIO or a file: what they share, typing's BinaryIO, the checker of our tests does not see

@@ -1,5 +1,6 @@
 """Files of strangers: nothing in them is executed, nothing they claim is believed, and each ends in one line."""
 
+import argparse
 import contextlib
 import os
 import pickle
@@ -8,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import published_files
 import pytest
 import torch
@@ -25,6 +27,7 @@ from training.weights.vit import load_timm_vit, timm_state
 
 GOLDEN = Path(__file__).parents[2] / "data" / "albef_tiny" / "checkpoint.pth"
 SMALL = ModelConfig(image_size=32, vision_width=32, vision_depth=1, vision_heads=2, text_hidden=24, text_heads=2, text_layers=1, fusion_layers=1, vocab_size=60)
+TENSOR = {"a.weight": torch.ones(2)}
 
 
 class Command:
@@ -139,6 +142,43 @@ def test_a_file_with_flipped_bytes_is_read_or_refused_in_one_line(tmp_path: Path
                 messages.append(str(refusal(tmp_path / f"flipped.{name}")))
     assert len(messages) > 50
     assert not [message for message in messages if "\n" in message]
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda path: torch.save({"model": Command()}, path), "it holds code (posix.system) and is not loaded)"),
+        (lambda path: path.write_bytes(pickle.dumps(Command(), protocol=2)), "it holds code (posix.system) and is not loaded)"),
+        (lambda path: path.write_bytes(pickle.dumps(Command(), protocol=4)), "it holds code (posix.system) and is not loaded)"),
+        (lambda path: torch.save(torch.nn.Linear(2, 2), path), "it holds code (torch.nn.modules.linear.Linear"),
+        (
+            lambda path: torch.save({"model": TENSOR, "config": argparse.Namespace(lr=1)}, path),
+            "it holds argparse.Namespace beside its tensors; its author can save the tensors alone: torch.save({'model': model.state_dict()}, FILE))",
+        ),
+        (lambda path: torch.save({"model": TENSOR, "best": np.float64(3)}, path), "it holds numpy."),
+        (lambda path: torch.save({"model": TENSOR}, path, pickle_protocol=4), "pickled with protocol 4, torch.save's own is 2"),
+        (lambda path: path.write_bytes(GOLDEN.read_bytes()[:5000]), "cut short: its directory, which comes last, is not there)"),
+        (lambda path: path.write_bytes(b""), "it is empty)"),
+        (lambda path: path.write_text("hello"), "not a torch file, it begins with b'hell')"),
+        (lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "hello"), "a zip archive, but not one of torch.save)"),
+        (lambda path: path.write_bytes(pickle.dumps({"model": {"a": 1}}, protocol=2)), "cut short or damaged, or a pickle without tensors)"),
+        (lambda path: damage_a_record(path), "damaged: one of its records cannot be read)"),
+    ],
+)
+def test_why_a_file_is_not_read_is_said_by_its_cause_and_with_no_advice_to_execute_it(tmp_path: Path, write: Callable[[Path], object], reason: str) -> None:
+    write(tmp_path / "file.pth")
+    message = one_line(lambda: read_weights(str(tmp_path / "file.pth")))
+    assert f"file.pth: not a readable checkpoint of plain tensors ({reason}" in message
+    assert "weights_only" not in message
+
+
+def damage_a_record(path: Path) -> None:
+    torch.save({"model": TENSOR}, path)
+    with zipfile.ZipFile(path) as archive:
+        record = next(entry for entry in archive.infolist() if "/data/" in entry.filename)
+    data = bytearray(path.read_bytes())
+    data[record.header_offset : record.header_offset + 4] = b"none"
+    path.write_bytes(data)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"model": {}}, {"model": {"a": 1}}, {1: torch.zeros(1)}, torch.zeros(3)])
