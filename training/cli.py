@@ -45,10 +45,10 @@ def import_(
     from pipeline.core.errors import ConfigError
     from training.tokenizer import Tokenizer
     from training.weights.conversion import import_file
-    from training.weights.files import SUFFIXES
+    from training.weights.files import is_weights_file
 
     _log()
-    published = path.endswith(SUFFIXES)
+    published = is_weights_file(path)
     if tokenizer is not None and not published:
         raise ConfigError(f"--tokenizer {tokenizer}: {path} is a folder with a vocabulary of its own; leave --tokenizer out")
     vocabulary = Tokenizer.load(tokenizer or "bert-base-uncased") if published else None

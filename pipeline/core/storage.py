@@ -128,6 +128,13 @@ def exists(path: str) -> bool:
         return bool(fs.exists(inner))
 
 
+def is_file(path: str) -> bool:
+    """Whether one file, and no folder, is there."""
+    with errors_named(path):
+        fs, inner = filesystem(path)
+        return bool(fs.exists(inner)) and fs.info(inner)["type"] == "file"
+
+
 def size(path: str) -> int:
     """Size in bytes."""
     with errors_named(path):

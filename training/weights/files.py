@@ -1,6 +1,7 @@
 """Named tensors out of strangers' files, and strictly into a module: pickles are never executed, every misfit is one line."""
 
 import io
+import logging
 import math
 import warnings
 import zipfile
@@ -15,7 +16,9 @@ from pipeline.core import storage
 from pipeline.core.errors import ConfigError, DataError
 from training.weights.pickles import why_unreadable
 
+log = logging.getLogger(__name__)
 State = dict[str, Tensor]
+WRAPPER = "module."
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -27,7 +30,7 @@ def read_weights(path: str) -> State:
     """
     if not storage.exists(path):
         raise DataError(f"{path}: no such checkpoint file")
-    content = safetensors_in(storage.read_bytes(path), path) if path.endswith(".safetensors") else _torch_content(path)
+    content = safetensors_in(storage.read_bytes(path), path) if _is_safetensors(path) else _torch_content(path)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -35,7 +38,12 @@ def read_weights(path: str) -> State:
         raise DataError(f"{path}: holds no named tensors; expected a state dict, bare or under 'model' or 'state_dict'")
     for name, value in content.items():
         _check_stored(path, name, value)
-    return content
+    return _without_wrapper(path, content)
+
+
+def is_weights_file(path: str) -> bool:
+    """One file rather than a folder; of any name when it is there, by its name when it is not."""
+    return path.endswith(SUFFIXES) or storage.is_file(path)
 
 
 def safetensors_in(data: bytes, origin: str) -> State:
@@ -105,6 +113,18 @@ def write_once(files: Mapping[str, bytes]) -> None:
     for path, data in files.items():
         if path not in present:
             storage.write_bytes(path, data)
+
+
+def _is_safetensors(path: str) -> bool:
+    """By the suffix or, whatever the name, by the brace that opens the header after its length."""
+    return path.endswith(".safetensors") or storage.read_range(path, 0, 9)[8:] == b"{"
+
+
+def _without_wrapper(path: str, state: State) -> State:
+    if not all(name.startswith(WRAPPER) for name in state):
+        return state
+    log.info("%s: every key begins with %r, which DistributedDataParallel puts there: left out", path, WRAPPER)
+    return {name.removeprefix(WRAPPER): value for name, value in state.items()}
 
 
 def _torch_content(path: str) -> Any:

@@ -12,7 +12,7 @@ from pipeline.core.errors import DataError
 from training import checkpoint
 from training.model_config import ModelConfig
 from training.weights.bert import check_bert, is_bert
-from training.weights.files import SUFFIXES, State, check_finite, check_names, check_shapes, read_weights
+from training.weights.files import SUFFIXES, State, check_finite, check_names, check_shapes, is_weights_file, read_weights
 from training.weights.names import POSITION_IDS, VARIANTS
 from training.weights.portable import MODEL_TYPE, model_settings, read_exported
 from training.weights.published import Published, published_from, variant_of
@@ -51,7 +51,7 @@ def inspect(path: str, vision_heads: int | None = None, text_heads: int | None =
     Raises:
         DataError: nothing there, damaged, or of a kind we do not know.
     """
-    if path.endswith(SUFFIXES):
+    if is_weights_file(path):
         return _of_file(path, read_weights(path), vision_heads, text_heads)
     if any(storage.exists(storage.join(path, name)) for name in ("latest", "manifest.json")):
         return _of_checkpoint(path)

@@ -6,7 +6,7 @@ from pipeline.core import storage
 from pipeline.core.errors import DataError
 from training import checkpoint
 from training.tokenizer import Tokenizer
-from training.weights.files import SUFFIXES
+from training.weights.files import SUFFIXES, is_weights_file
 from training.weights.portable import read_exported
 from training.weights.published import Published, import_published
 
@@ -31,7 +31,7 @@ def open_source(path: str, vision_heads: int | None = None, text_heads: int | No
     Raises:
         DataError: nothing of these, or damaged.
     """
-    if path.endswith(SUFFIXES):
+    if is_weights_file(path):
         published = import_published(path, vision_heads, text_heads)
         return Source(path, f"published {published.variant} file", published, None, None, heads_known=False, fresh=published.fresh)
     if storage.exists(storage.join(path, "latest")) or storage.exists(storage.join(path, "manifest.json")):

@@ -1,5 +1,7 @@
 """Weights change their form: into checkpoints of ours, out of them, and nothing else changes on the way."""
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import published_files
@@ -7,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.core import storage
 from pipeline.core.errors import ConfigError, DataError
 from training import checkpoint
 from training.model import Albef
@@ -35,6 +38,19 @@ def test_a_published_file_that_became_a_checkpoint_comes_out_with_the_same_tenso
     before, after = (torch.load(tmp_path / name, weights_only=True)["model"] for name in (f"{kind}.pth", "out.pth"))
     assert set(before) == set(after)
     assert all(torch.equal(before[name], after[name]) and before[name].shape == after[name].shape for name in before)
+
+
+@pytest.mark.parametrize("name", ["ALBEF.ckpt", "ALBEF"])
+@pytest.mark.parametrize("save", [torch.save, save_file])
+def test_a_file_of_any_name_with_the_keys_of_a_distributed_run_is_read(
+    tmp_path: Path, name: str, save: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    state = published_files.tensors("ve")
+    save({f"module.{key}": value.clone() for key, value in state.items()}, tmp_path / name)
+    with caplog.at_level(logging.INFO):
+        assert inspect(str(tmp_path / name)).kind == f"published ALBEF file, SNLI-VE, {len(state)} tensors"
+    assert "every key begins with 'module.', which DistributedDataParallel puts there: left out" in caplog.text
+    import_file(str(tmp_path / name), str(tmp_path / "out"), WORDS)
 
 
 @pytest.mark.parametrize("tower", ["student", "teacher"])
@@ -229,7 +245,8 @@ def test_weights_go_to_s3_and_come_from_there(tmp_path: Path, s3_bucket: str) ->
     folder = imported(tmp_path)
     export(folder, f"{s3_bucket}/out.pth", "albef")
     export(folder, f"{s3_bucket}/exported", "safetensors")
-    import_file(f"{s3_bucket}/out.pth", f"{s3_bucket}/checkpoint", WORDS)
+    storage.write_bytes(f"{s3_bucket}/out.ckpt", storage.read_bytes(f"{s3_bucket}/out.pth"))
+    import_file(f"{s3_bucket}/out.ckpt", f"{s3_bucket}/checkpoint", WORDS)
     export(f"{s3_bucket}/checkpoint", str(tmp_path / "back.pth"), "albef")
     before, after = (torch.load(tmp_path / name, weights_only=True)["model"] for name in ("pretrain.pth", "back.pth"))
     assert set(before) == set(after)
