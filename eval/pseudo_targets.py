@@ -28,6 +28,7 @@ ASKED = ("image_projection", "text_projection", "temperature", "mlm_head")  # of
 TOP = 5
 READERS = 16  # samples asked for at a time: from S3 each is a request of its own
 CHOSEN, POOL = 183, 184  # random streams
+DRAWS_A_SAMPLE = 20  # at most: a dataset of pictures without captions would be drawn to its end otherwise
 PICTURE_SIDE = 256  # pixels on the page, at most
 # Words that say little about a picture; hidden all the same when asked for by name.
 _SAYING_LITTLE = """
@@ -68,6 +69,18 @@ class PseudoTargets:
     texts: tuple[Guess, ...]
 
 
+class UnusableSample(DataError):
+    """A sample without a caption, or whose picture cannot be decoded; its message begins with the key."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples drawn by a seed, and of those that came up and cannot be shown, why."""
+
+    samples: list[Sample]
+    left_out: list[str]
+
+
 @dataclass(frozen=True)
 class Teacher:
     """The moving average of a checkpoint, ready to be asked; `temperature` is the student's, which training divides its similarities by too."""
@@ -101,10 +114,27 @@ def samples_of(dataset: Dataset, keys: Sequence[str]) -> list[Sample]:
     return [dataset.read(numbers[key]) for key in keys]
 
 
-def drawn_samples(dataset: Dataset, count: int, seed: int) -> list[Sample]:
-    """At most `count` samples; the same ones for the same dataset and seed."""
+def drawn_samples(dataset: Dataset, count: int, seed: int) -> Drawn:
+    """At most `count` samples, the same ones for the same dataset and seed; the next one drawn takes the place of one that cannot be shown.
+
+    Raises DataError when none of those drawn can be shown.
+    """
     order = permutation(int(item_keys(seed, 0, np.zeros(1, np.int64))[0]), CHOSEN, dataset.num_samples)
-    return [dataset.read(int(number)) for number in order[:count]]
+    drawn = Drawn([], [])
+    for number in order[: DRAWS_A_SAMPLE * count].tolist():
+        try:
+            sample = dataset.read(number)
+            _own_captions(sample)
+            _decoded(sample)
+        except (DamagedSample, UnusableSample) as error:
+            drawn.left_out.append(str(error))
+            continue
+        drawn.samples.append(sample)
+        if len(drawn.samples) == count:
+            break
+    if not drawn.samples:
+        raise DataError(f"{dataset.folder}: none of {len(drawn.left_out)} samples drawn can be shown; the first: {drawn.left_out[0]}")
+    return drawn
 
 
 def pool_of(dataset: Dataset, size: int, seed: int) -> list[str]:
@@ -138,27 +168,36 @@ def pseudo_targets(teacher: Teacher, samples: Sequence[Sample], pool: Sequence[s
         pool: texts ITC chooses from; a sample's own captions are added where they are not among them.
         words: hide these where a caption has them; without, every word but the function words.
 
-    Raises DataError for a sample without a caption or whose picture cannot be decoded.
+    Raises UnusableSample for a sample without a caption or whose picture cannot be decoded.
     """
     pool_feats = teacher.predictor.encode_texts(pool).features
     return [_of_sample(teacher, sample, pool, pool_feats, frozenset(map(str.lower, words))) for sample in samples]
 
 
 def _of_sample(teacher: Teacher, sample: Sample, pool: Sequence[str], pool_feats: NDArray[np.float32], words: frozenset[str]) -> PseudoTargets:
-    own = [caption for caption in map(pre_caption, sample.captions) if caption]
-    if not own:
-        raise DataError(f"{sample.key}: has no caption, so there is nothing to hide a word of; choose another sample")
-    try:
-        picture = EvalTransform(teacher.predictor.resolution)(sample.image)
-        shown = thumbnail(decode_image(sample.image), PICTURE_SIDE)
-    except DataError as error:
-        raise DataError(f"{sample.key}: {error}; choose another sample") from error
-    image = teacher.predictor.encode_images([picture])
+    own = _own_captions(sample)
+    shown = thumbnail(_decoded(sample), PICTURE_SIDE)
+    image = teacher.predictor.encode_images([EvalTransform(teacher.predictor.resolution)(sample.image)])
     wanted = [hidden for hidden in teacher.predictor.hidden_words(own[0]) if (hidden.word in words if words else _has_content(hidden.word))]
     added = [caption for caption in own if caption not in pool]
     feats = np.concatenate([pool_feats, teacher.predictor.encode_texts(added).features]) if added else pool_feats
     texts = _texts(image, [*pool, *added], feats, teacher.temperature, frozenset(own))
     return PseudoTargets(sample.key, own[0], shown, _words(teacher.predictor, image, wanted), texts)
+
+
+def _own_captions(sample: Sample) -> list[str]:
+    """As the model reads them; at least one."""
+    own = [caption for caption in map(pre_caption, sample.captions) if caption]
+    if not own:
+        raise UnusableSample(f"{sample.key}: has no caption, so there is nothing to hide a word of; choose another sample")
+    return own
+
+
+def _decoded(sample: Sample) -> NDArray[np.uint8]:
+    try:
+        return decode_image(sample.image)
+    except DataError as error:
+        raise UnusableSample(f"{sample.key}: {error}") from error
 
 
 def _words(predictor: AlbefPredictor, image: Encoded, wanted: Sequence[HiddenWord]) -> tuple[HiddenPlace, ...]:

@@ -111,3 +111,17 @@ def test_the_page_is_made_from_a_dataset_on_s3(run: Path, tmp_path: Path, s3_buc
         pages.append((tmp_path / "page.html").read_text().replace(dataset, "DATASET"))
     assert pages[0] == pages[1]
     assert pages[0].count("data:image/jpeg") == 1
+
+
+def test_a_drawn_sample_without_captions_is_replaced_and_the_page_says_so(run: Path, tmp_path: Path) -> None:
+    picture = Dataset.open(str(run.parent / "dataset")).read(0).image
+    rows = [SampleToWrite("mute", picture, "jpg", ("...",)), SampleToWrite("red", picture, "jpg", ("a red cat",))]
+    publish(str(tmp_path / "data"), [write_shard(str(tmp_path / "data" / "00000.tar"), rows, source="test")], outcomes={"success": 2}, config={})
+    done = inspect(str(run), "--dataset", str(tmp_path / "data"), "--count", "2", "--out", str(tmp_path / "page.html"))
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/jpeg") == 1
+    assert "mute: has no caption" in page
+    chosen = inspect(str(run), "--dataset", str(tmp_path / "data"), "--samples", "mute", "--out", str(tmp_path / "page.html"))
+    assert chosen.returncode == 2
+    assert "albef: mute: has no caption" in chosen.stderr
