@@ -42,7 +42,7 @@ def run(
     if figures is not None:
         from pipeline.app.figures import write_figures
 
-        write_figures(Path(loaded.run.folder), figures, config.stem, " ".join(["albef", *sys.argv[1:]]))
+        write_figures(Path(loaded.run.folder), figures, config.stem, _command())
     typer.echo(f"report: {report.resolve()}")
 
 
@@ -130,7 +130,7 @@ def study(
         raise ConfigError(f"study {name!r} is unknown; there are {', '.join(STUDIES)}")
     logs.configure()
     choice = Choice(tuple(overrides or ()), seeds, tuple(only.split(",")) if only else None, jobs, docs)
-    typer.echo(f"page: {run(STUDIES[name], config, choice, ' '.join(['albef', *sys.argv[1:]]))}")
+    typer.echo(f"page: {run(STUDIES[name], config, choice, _command())}")
 
 
 inspect_app = typer.Typer(help="See what a checkpoint has learned.", no_args_is_help=True)
@@ -250,7 +250,12 @@ def _show_rows(name: str, rows: "list[BenchRow]", json: str | None) -> None:
     for row in rows:
         typer.echo(row)
     if json is not None:
-        write_rows(json, name, " ".join(["albef", *sys.argv[1:]]), rows)
+        write_rows(json, name, _command(), rows)
+
+
+def _command() -> str:
+    """As typed, for the figures it made; paths below the working directory as from there, since another machine has another one."""
+    return " ".join(["albef", *sys.argv[1:]]).replace(f"{Path.cwd()}/", "")
 
 
 def _loaded(config: Path, overrides: list[str] | None) -> "RunConfig":

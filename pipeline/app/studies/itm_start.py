@@ -14,7 +14,7 @@ from eval.tasks.retrieval.matching import PRIOR_ENTROPY
 from pipeline.app.plots import png
 from pipeline.app.studies.grid import Overrides, Run
 from pipeline.app.studies.intervals import difference, interval
-from pipeline.app.studies.study import Row, Study, row
+from pipeline.app.studies.study import BOUNDS, Row, Study, row
 
 DEMO = "demo"
 SETTINGS: Overrides = (
@@ -74,9 +74,12 @@ def tell(runs: Sequence[Run]) -> list[Row]:
 
 def _tell_one(variant: str, runs: Sequence[Run]) -> list[Row]:
     found = [read_outcomes(run.folder, "retrieval") for run in runs]
-    rows = [row(f"{variant}/{name}", unit, interval([one[name] for one in found]), "held-out scenes, after the last step") for name, unit in METRICS.items()]
+    rows = [
+        row(f"{variant}/{name}", unit, interval([one[name] for one in found], BOUNDS[unit]), "held-out scenes, after the last step")
+        for name, unit in METRICS.items()
+    ]
     for recall in ("text_recall@1", "image_recall@1"):
-        gain = difference([one[f"reranked/{recall}"] for one in found], [one[f"itc/{recall}"] for one in found])
+        gain = difference([one[f"reranked/{recall}"] for one in found], [one[f"itc/{recall}"] for one in found], BOUNDS["%"])
         rows.append(row(f"{variant}/re-ranking adds to {recall}", "%", gain, "re-ranked by ITM minus ITC, paired by picture"))
     started = [_started(*run.curve("val/itm_loss")) for run in runs]
     rows.append({"case": f"{variant}/started at step", "unit": "step", "ours": started[0], "peer": None, "peer_name": None, "ratio": None,

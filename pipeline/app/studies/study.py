@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 from pipeline.app.config import RunConfig
 from pipeline.app.figures import commit, machine
 from pipeline.app.studies.grid import Overrides, Run, carry_out, folder_of, runs_of
-from pipeline.app.studies.intervals import Interval
+from pipeline.app.studies.intervals import Bounds, Interval
 from pipeline.core import config as configuration
 from pipeline.core import storage
 from pipeline.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
+BOUNDS: dict[str, Bounds] = {"%": (0.0, 100.0), "nats": (0.0, math.inf)}  # by unit
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,18 @@ def run(study: Study, base: Path, choice: Choice, command: str) -> str:
     variants = _chosen(study, choice.only)
     overrides = (*study.settings, *choice.overrides)
     runs = runs_of(study.name, base, overrides, variants, range(choice.seeds or study.seeds))
+    world = configuration.load(RunConfig, base, overrides)
     carry_out(base, overrides, runs, choice.jobs)
-    record = {"name": study.name, "command": command, "commit": commit(), "machine": machine(), **_cost(runs, choice.jobs), "rows": study.tell(runs)}
-    folder = choice.docs or str(folder_of(study.name, configuration.load(RunConfig, base, overrides)))
+    record = {
+        "name": study.name,
+        "command": command,
+        "commit": commit(),
+        "machine": machine(),
+        **_world(world),
+        **_cost(runs, choice.jobs),
+        "rows": study.tell(runs),
+    }
+    folder = choice.docs or str(folder_of(study.name, world))
     storage.write_bytes(storage.join(folder, "benchmarks", f"{study.name.replace('-', '_')}.json"), (json.dumps(record, indent=1) + "\n").encode())
     for name, picture in study.pictures(runs).items():
         storage.write_bytes(storage.join(folder, name), picture)
@@ -64,9 +75,9 @@ def run(study: Study, base: Path, choice: Choice, command: str) -> str:
 
 def row(case: str, unit: str, found: Interval, note: str) -> Row:
     """A line in the shape of docs/benchmarks, with its interval and the figure of each seed beside it."""
-    three = [round(value, 3) for value in (found.mean, found.low, found.high)]
+    three = [round(value, 3) + 0.0 for value in (found.mean, found.low, found.high)]  # + 0.0: no minus zero
     empty = {"peer": None, "peer_name": None, "ratio": None}
-    seeds = [round(value, 3) for value in found.seeds]
+    seeds = [round(value, 3) + 0.0 for value in found.seeds]
     return {"case": case, "unit": unit, "ours": three[0], **empty, "note": note, "low": three[1], "high": three[2], "seeds": seeds}
 
 
@@ -76,6 +87,12 @@ def _chosen(study: Study, only: Sequence[str] | None) -> Mapping[str, Overrides]
     if unknown := [name for name in only if name not in study.variants]:
         raise ConfigError(f"--only {','.join(only)}: {study.name} has no variant {unknown[0]}; it has {', '.join(study.variants)}")
     return {name: changes for name, changes in study.variants.items() if name in only}
+
+
+def _world(base: RunConfig) -> Row:
+    """What is wrong with the captions of the base's world; null where it draws none."""
+    scenes = base.scenes
+    return {"wrong_rate": scenes.wrong_rate if scenes else None, "vague_rate": scenes.vague_rate if scenes else None}
 
 
 def _cost(runs: Sequence[Run], jobs: int) -> Row:

@@ -60,3 +60,24 @@ def test_figures_of_other_items_are_not_compared() -> None:
     rng = np.random.default_rng(5)
     with pytest.raises(AssertionError, match="paired by item"):
         difference(drawn(rng, 2, 50, 1.0, 1.0), drawn(rng, 2, 51, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(("right", "low", "high"), [(0, 0.0, 16.11), (20, 83.89, 100.0)])
+def test_none_or_all_right_has_wilsons_interval_and_not_one_without_width(right: int, low: float, high: float) -> None:
+    runs = [Outcomes(np.full(20, 100.0 * (right > 0)), np.arange(20))] * 2
+    found = interval(runs, (0.0, 100.0))
+    theirs = stats.binomtest(right, 20).proportion_ci(method="wilson")
+    assert (found.low, found.high) == (pytest.approx(100 * theirs.low), pytest.approx(100 * theirs.high))
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
+
+
+def test_an_interval_ends_where_the_figure_must() -> None:
+    rare = [Outcomes(100.0 * (np.arange(20) == 0), np.arange(20))]
+    common = [Outcomes(100.0 * (np.arange(20) != 0), np.arange(20))]
+    assert interval(rare).low < 0
+    assert interval(rare, (0.0, 100.0)).low == 0
+    assert interval(common).high > 100
+    assert interval(common, (0.0, 100.0)).high == 100
+    opposite = [Outcomes(100.0 * (np.arange(4) != 0), np.arange(4))]
+    assert difference(opposite, [Outcomes(np.zeros(4), np.arange(4))]).high > 100
+    assert difference(opposite, [Outcomes(np.zeros(4), np.arange(4))], (0.0, 100.0)).high == 100
