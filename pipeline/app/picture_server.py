@@ -58,7 +58,7 @@ def serving(folder: Path, port: int, certificate: Path | None = None) -> Iterato
     """
     if not (folder / "pictures").is_dir():
         raise UserError(f"{folder}: has no folder pictures/ to serve; make the pictures first")
-    with _listening(port) as listener:  # bound here, so a busy port is known at once and early requests wait in the backlog
+    with listening(port) as listener:  # bound here, so a busy port is known at once and early requests wait in the backlog
         port = listener.getsockname()[1]
         command = [sys.executable, "-m", "pipeline.app.picture_server", str(folder.absolute())]
         command += ["--descriptor", str(listener.fileno()), "--parent", str(os.getpid())]
@@ -72,7 +72,7 @@ def serving(folder: Path, port: int, certificate: Path | None = None) -> Iterato
         _end(child)
 
 
-def _listening(port: int) -> socket.socket:
+def listening(port: int) -> socket.socket:
     """A listening loopback socket; waits a little for a port that is being given up."""
     deadline = time.monotonic() + BUSY_PORT_WAIT_S
     while True:
@@ -212,7 +212,7 @@ def main() -> None:
     if arguments.parent is not None:
         _die_with(arguments.parent)
     try:
-        listener = _listening(arguments.port) if arguments.descriptor is None else socket.socket(fileno=arguments.descriptor)
+        listener = listening(arguments.port) if arguments.descriptor is None else socket.socket(fileno=arguments.descriptor)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)

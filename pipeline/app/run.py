@@ -77,6 +77,8 @@ def run(config: RunConfig) -> Path:
 
     directory = RunDirectory(Path(config.run.folder))
     with directory.locked():
+        if config.pictures is not None and config.ingest is not None and directory.result("ingest") is None:
+            _refuse_busy_port(config.pictures.port)
         for stage in STAGES:
             if getattr(config, STAGES[stage][0]) is not None:
                 _run_unless_finished(stage, config, directory)
@@ -176,6 +178,13 @@ def _ingest_mark(section: "IngestConfig") -> str:
 
     dataset = read_manifest(section.output).fingerprint if newest_number(section.output) is not None else None
     return fingerprint([inputs.of(section), [sha256_of(path) for path in section.blocked], dataset])
+
+
+def _refuse_busy_port(port: int) -> None:
+    """Before the stages that draw for minutes what is then to be served."""
+    from pipeline.app.picture_server import listening
+
+    listening(port).close()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -180,3 +181,14 @@ def test_ingest_looks_again_when_a_block_list_grew_or_the_dataset_is_another(tmp
     assert [skips(), skips()] == [False, True]
     (tmp_path / "set" / "MANIFEST").unlink()
     assert [skips(), skips()] == [False, True]
+
+
+def test_a_port_in_use_is_named_before_anything_is_drawn(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        process = start(tiny_world_run(tmp_path, other.getsockname()[1]))
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "another program uses this port" in errors
+    assert not (tmp_path / "world").exists()

@@ -133,4 +133,4 @@ def page(record: Mapping[str, Any]) -> str:
     )
 
 
-ITM_START = Study("itm-start", variants(), seeds=1, settings=SETTINGS, tell=tell, page=page, pictures=lambda runs: {PICTURE: plot(runs)})
+ITM_START = Study("itm-start", variants(), seeds=1, settings=SETTINGS, tell=tell, page=page, pictures=lambda runs: {PICTURE: plot(runs)}, always=(DEMO,))

@@ -32,6 +32,7 @@ class Study:
     tell: Callable[[Sequence[Run]], list[Row]]
     page: Callable[[Mapping[str, Any]], str]
     pictures: Callable[[Sequence[Run]], Mapping[str, bytes]]
+    always: tuple[str, ...] = ()  # variants that the others are compared with, so none is run without them
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,12 @@ class Choice:
 def run(study: Study, base: Path, choice: Choice, command: str) -> str:
     """Carry the study out and write `benchmarks/<name>.json`, `<name>.md` and its pictures; returns the page's path.
 
-    Raises ConfigError for an unknown variant; else what `carry_out` raises.
+    Raises ConfigError for an unknown variant, and for a page of a part where that of the whole belongs; else what `carry_out` raises.
     """
+    if choice.only is not None and choice.docs is not None:
+        raise ConfigError(
+            f"--only with --docs {choice.docs}: the page of a part would take the place of the whole study's; leave out --docs, and it goes to the run's folder"
+        )
     variants = _chosen(study, choice.only)
     overrides = (*study.settings, *choice.overrides)
     runs = runs_of(study.name, base, overrides, variants, range(choice.seeds or study.seeds))
@@ -86,7 +91,7 @@ def _chosen(study: Study, only: Sequence[str] | None) -> Mapping[str, Overrides]
         return study.variants
     if unknown := [name for name in only if name not in study.variants]:
         raise ConfigError(f"--only {','.join(only)}: {study.name} has no variant {unknown[0]}; it has {', '.join(study.variants)}")
-    return {name: changes for name, changes in study.variants.items() if name in only}
+    return {name: changes for name, changes in study.variants.items() if name in (*only, *study.always)}
 
 
 def _world(base: RunConfig) -> Row:
