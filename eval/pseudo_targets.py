@@ -12,7 +12,6 @@ from eval.config import EvalConfig
 from eval.gallery import thumbnail
 from eval.predictor import AlbefPredictor, Encoded, HiddenWord
 from eval.suite import load_predictor
-from pipeline.core import storage
 from pipeline.core.errors import DataError
 from shards.dataset import DamagedSample, Dataset, Sample
 from shards.index import key_hash
@@ -94,10 +93,11 @@ class Teacher:
 def load_teacher(checkpoint_or_run: str) -> Teacher:
     """From a checkpoint folder, a folder of checkpoints, or a run directory.
 
-    Raises DataError when there is none of ours, it is damaged, or what would be asked of it has never been trained.
+    Raises DataError when there is none of ours, it is damaged, it was imported without a teacher, or what would be asked of it has never been trained.
     """
-    of_run = storage.join(checkpoint_or_run, "train", "checkpoints")
-    found = checkpoint.read(of_run if storage.exists(storage.join(of_run, "latest")) else checkpoint_or_run)
+    found = checkpoint.read(checkpoint_or_run)
+    if not found.has("teacher"):
+        raise DataError(f"{found.path}: imported from {found.published.get('file')}, which has no teacher, so there are no pseudo-targets to show")
     if untrained := [module for module in modules_of(found.fresh) if module in ASKED]:
         raise DataError(f"{found.path}: has no trained {', '.join(untrained)}, so its teacher would guess at random; train from it first")
     temperature = float(found.tensors("student")["temperature"])

@@ -136,17 +136,26 @@ def _contents(tensors: Mapping[str, Mapping[str, Tensor]], tokenizer: Tokenizer,
     return manifest, files | {"manifest.json": json.dumps(manifest, indent=1).encode()}
 
 
+def folder_of(path: str) -> str | None:
+    """The checkpoint, or the folder of checkpoints, that `path` means: itself, or of a run directory the run's own; None when there is none."""
+    places = (path, storage.join(path, "train", "checkpoints"))
+    return next((place for place in places for name in ("latest", "manifest.json") if storage.exists(storage.join(place, name))), None)
+
+
 def read(path: str) -> Checkpoint:
-    """Open a checkpoint folder, or the newest one of a folder of checkpoints.
+    """Open a checkpoint folder, or the newest one of a folder of checkpoints or of a run directory.
 
     Raises:
         DataError: nothing there, not ours, or of a format this version does not know.
     """
+    path = folder_of(path) or path
     if latest := _latest(path):
         path = storage.join(path, latest)
     manifest_path = storage.join(path, "manifest.json")
     if not storage.exists(manifest_path):
-        raise DataError(f"{path}: no checkpoint here (no manifest.json); give a folder like .../checkpoints or .../checkpoints/step-0000400")
+        raise DataError(
+            f"{path}: no checkpoint here (no manifest.json); give a run directory, or a folder like .../checkpoints or .../checkpoints/step-0000400"
+        )
     try:
         manifest = json.loads(storage.read_bytes(manifest_path))
         known = manifest["format"] == FORMAT and "state" in manifest and "files" in manifest

@@ -13,7 +13,9 @@ TextHeads = Annotated[int | None, typer.Option(help="Attention heads of a publis
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="Checkpoint, folder of checkpoints, weights file or exported folder; on disk or s3://.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Checkpoint, folder of checkpoints, run directory, weights file or exported folder; on disk or s3://.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the text.")] = False,
     vision_heads: VisionHeads = None,
     text_heads: TextHeads = None,
@@ -60,7 +62,7 @@ def import_(
 
 @app.command()
 def export(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="Checkpoint, folder of checkpoints, exported folder or published file.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Checkpoint, folder of checkpoints, run directory, exported folder or published file.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="albef, timm: a .pth file; safetensors, bert: a folder; on disk or s3://.")],
     file_format: Annotated[Literal["albef", "safetensors", "timm", "bert"], typer.Option("--format", help="Who is to read it.")],
     tower: Annotated[Literal["student", "teacher"] | None, typer.Option(help="Whose weights; without it the student's. A published file holds both.")] = None,

@@ -115,7 +115,7 @@ def study(
     config: ConfigPath,
     overrides: Overrides = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds of each variant; without it as many as the study has.", min=1)] = None,
-    only: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Variants to run; without it all.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Variants to run, and what they are compared with; without it all.")] = None,
     jobs: Annotated[int, typer.Option(help="Runs side by side, a thread each.", min=1)] = 2,
     docs: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Where the page, its pictures and benchmarks/<name>.json go; without it the run's folder.")
@@ -129,7 +129,7 @@ def study(
     if name not in STUDIES:
         raise ConfigError(f"study {name!r} is unknown; there are {', '.join(STUDIES)}")
     logs.configure()
-    choice = Choice(tuple(overrides or ()), seeds, tuple(only.split(",")) if only else None, jobs, docs)
+    choice = Choice(tuple(overrides or ()), seeds, _listed(only) if only else None, jobs, docs)
     typer.echo(f"page: {run(STUDIES[name], config, choice, _command())}")
 
 
@@ -156,7 +156,7 @@ def inspect_pseudo_targets(
     from pipeline.app.pseudo_targets import Choice, write_pseudo_targets
 
     logs.configure()
-    choice = Choice(tuple(samples.split(",")) if samples else (), count, seed, tuple(words.split(",")) if words else (), pool)
+    choice = Choice(_listed(samples), count, seed, _listed(words), pool)
     typer.echo(f"pseudo-targets: {write_pseudo_targets(checkpoint, dataset, choice, out)}")
 
 
@@ -194,7 +194,7 @@ def bench_ingest(
     from pipeline.app.bench import ingest as benchmark
 
     logs.configure()
-    names = cases.split(",") if cases is not None else list(benchmark.CASES)
+    names = _listed(cases) if cases is not None else list(benchmark.CASES)
     _show_rows("ingest", benchmark.run(names, benchmark.Scale(pictures, rows, rounds, work)), json)
 
 
@@ -210,7 +210,7 @@ def bench_shards(
     from pipeline.app.bench import shards as benchmark
 
     logs.configure()
-    names = cases.split(",") if cases is not None else list(benchmark.CASES)
+    names = _listed(cases) if cases is not None else list(benchmark.CASES)
     _show_rows("shards", benchmark.run(names, benchmark.Scale(pictures, rounds, work)), json)
 
 
@@ -226,7 +226,7 @@ def bench_shards_simulation(
     from pipeline.app.bench import simulation
 
     logs.configure()
-    names = cases.split(",") if cases is not None else list(simulation.CASES)
+    names = _listed(cases) if cases is not None else list(simulation.CASES)
     _show_rows("shards-simulation", simulation.run(names, simulation.Scale(nodes, hours, step_s)), json)
 
 
@@ -240,7 +240,7 @@ def bench_train(
     from pipeline.app.bench import train as benchmark
 
     logs.configure()
-    names = cases.split(",") if cases is not None else benchmark.default_cases()
+    names = _listed(cases) if cases is not None else benchmark.default_cases()
     _show_rows("train", benchmark.run(names, benchmark.Scale(rounds)), json)
 
 
@@ -251,6 +251,11 @@ def _show_rows(name: str, rows: "list[BenchRow]", json: str | None) -> None:
         typer.echo(row)
     if json is not None:
         write_rows(json, name, _command(), rows)
+
+
+def _listed(names: str | None) -> tuple[str, ...]:
+    """`a, b` -> (`a`, `b`)."""
+    return tuple(name.strip() for name in (names or "").split(",") if name.strip())
 
 
 def _command() -> str:

@@ -128,6 +128,7 @@ def test_an_imported_checkpoint_is_not_taken_for_a_run_to_go_on_with(world: Path
 @pytest.mark.parametrize(
     ("what", "words"),
     [
+        ("run", ["checkpoint of ours", "all checksums right", "step         3"]),
         ("run/train/checkpoints", ["checkpoint of ours", "all checksums right", "step         3", "teacher      yes", "optimizer    yes", "temperature  0.0"]),
         ("back", ["checkpoint of ours", "imported     out.pth, pre-training", "optimizer    no: a run cannot go on from it, but start from it"]),
         ("out.pth", ["published ALBEF file, pre-training", "teacher      yes", "queue        24 features, position 0", "1 and 1, as given or 64 wide"]),

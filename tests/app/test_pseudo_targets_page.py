@@ -12,6 +12,7 @@ import torch
 from shards.dataset import Dataset
 from shards.manifest import publish
 from shards.writer import SampleToWrite, write_shard
+from training import checkpoint
 from training.tokenizer import SPECIAL, Tokenizer
 from training.weights.conversion import import_file
 
@@ -33,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_shows_the_chosen_samples_with_pictures_and_five_guesses_each(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
-    done = inspect(str(run), "--dataset", str(run.parent / "dataset"), "--samples", "000004,000007", "--pool", "20", "--out", str(out))
+    done = inspect(str(run), "--dataset", str(run.parent / "dataset"), "--samples", "000004, 000007 ", "--pool", "20", "--out", str(out))
     assert done.returncode == 0, done.stderr
     page = out.read_text()
     assert page.count("data:image/jpeg;base64,") == 2
@@ -96,6 +97,15 @@ def test_a_teacher_whose_heads_were_never_trained_is_not_asked(run: Path, tmp_pa
     assert done.returncode == 2
     assert f"has no trained {missing}, so its teacher would guess at random; train from it first" in done.stderr
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_checkpoint_imported_without_a_teacher_is_said_to_have_none(run: Path, tmp_path: Path) -> None:
+    trained = checkpoint.read(str(run))
+    record = {**trained.manifest, "state": {"step": 0}, "published": {"file": "vqa.pth", "variant": "vqa", "fresh": []}}
+    checkpoint.write_first(str(tmp_path / "imported"), {"student": trained.tensors("student")}, trained.tokenizer(), record)
+    done = inspect(str(tmp_path / "imported"), "--dataset", str(run.parent / "dataset"), "--out", str(tmp_path / "page.html"))
+    assert done.returncode == 2
+    assert "imported from vqa.pth, which has no teacher" in done.stderr
 
 
 def test_the_page_is_made_from_a_dataset_on_s3(run: Path, tmp_path: Path, s3_bucket: str) -> None:

@@ -53,7 +53,7 @@ def inspect(path: str, vision_heads: int | None = None, text_heads: int | None =
     """
     if is_weights_file(path):
         return _of_file(path, read_weights(path), vision_heads, text_heads)
-    if any(storage.exists(storage.join(path, name)) for name in ("latest", "manifest.json")):
+    if checkpoint.folder_of(path):
         return _of_checkpoint(path)
     if storage.exists(storage.join(path, "config.json")):
         return _of_exported(path) if model_settings(path).get("model_type") == MODEL_TYPE else _of_bert_folder(path)
@@ -100,7 +100,7 @@ def _of_checkpoint(path: str) -> Inspected:
         holds |= {"imported": f"{found.published['file']}, {VARIANTS[found.published['variant']].title}"}
     if found.fresh:
         holds |= {"fresh": f"{len(found.fresh)} tensors that were not in that file"}
-    siblings = [name for name in storage.list_folders(path) if name.startswith("step-")]
+    siblings = [name for name in storage.list_folders(checkpoint.folder_of(path) or path) if name.startswith("step-")]
     kind = "checkpoint of ours" + (f", the newest of {len(siblings)}" if siblings else "") + ", all checksums right"
     return Inspected(found.path, kind, _by_root(student), found.model_config.model_dump(mode="json"), holds)
 

@@ -26,7 +26,7 @@ class Source:
 
 
 def open_source(path: str, vision_heads: int | None = None, text_heads: int | None = None) -> Source:
-    """Read weights from a checkpoint folder, a folder of checkpoints, an exported folder or a published file, on disk or s3://.
+    """Read weights from a checkpoint folder, a folder of checkpoints, a run directory, an exported folder or a published file, on disk or s3://.
 
     Raises:
         DataError: nothing of these, or damaged.
@@ -34,7 +34,7 @@ def open_source(path: str, vision_heads: int | None = None, text_heads: int | No
     if is_weights_file(path):
         published = import_published(path, vision_heads, text_heads)
         return Source(path, f"published {published.variant} file", published, None, None, heads_known=False, fresh=published.fresh)
-    if storage.exists(storage.join(path, "latest")) or storage.exists(storage.join(path, "manifest.json")):
+    if checkpoint.folder_of(path):
         return _of_checkpoint(checkpoint.read(path))
     if storage.exists(storage.join(path, "config.json")):
         exported = read_exported(path)
