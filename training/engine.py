@@ -22,7 +22,7 @@ from shards.order.mixing import MixedDataset
 from shards.quarantine import Entry, num_samples
 from training import checkpoint, distributed, schedule
 from training.batch import Batch
-from training.compilation import compile_blocks
+from training.compilation import compile_blocks, require_compiler
 from training.config import TrainingConfig, divisors
 from training.data import build_loader, build_tokenizer, open_dataset
 from training.data_wait import DataWait, WaitFigures, metrics_of, slowest_rank, warning
@@ -88,6 +88,8 @@ class Trainer:
         self._evaluate = evaluate
         losses = world.together(lambda: chosen_from(LOSSES, config.losses, "training.losses"))  # what costs nothing is checked first
         micro_batch_size, self.accumulation_steps = world.together(lambda: split_of(config, world.world_size))
+        if config.compile:
+            world.together(lambda: require_compiler(world.device))
         resumed = world.together(lambda: _to_go_on_from(self.checkpoints, config))
         source = world.together(lambda: None if resumed else open_first_weights(config))  # a run that goes on has every weight of its own
         dataset = open_dataset(config, resumed, world)
@@ -98,7 +100,8 @@ class Trainer:
         self.total_steps = min(config.max_steps or sys.maxsize, config.epochs * self.loader.steps_per_epoch)
         self.student = world.together(lambda: Albef(resumed.model_config) if resumed else build_student(config, self.tokenizer, source))
         if config.compile:
-            compile_blocks(self.student)
+            num_blocks = compile_blocks(self.student)
+            log.info("compiling %d blocks of student and teacher each at its first use: the first steps take minutes", num_blocks)
         over_ranks = GlobalGroup(world, config.max_tokens) if config.negatives == "global" and world.world_size > 1 else None  # alone, it is one plain group
         self.engine = _deepspeed_engine(config, Pretrainer(self.student, losses, config.pairs_per_group, over_ranks), world, micro_batch_size)
         self.groups = flat_groups(self.engine.optimizer, self.student)
@@ -116,7 +119,7 @@ class Trainer:
         self.quarantine_budget = QuarantineBudget(config.quarantine_budget, dataset.num_samples, dataset.name_of)
         rate = matrix_product_rate(world.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
         self.throughput = Throughput(self.student.config, self.engine.module.losses, config.pairs_per_group, config.queue_size, rate)
-        self.metrics = Metrics(run_folder / "train", self.state.step, config.log_every_steps) if world.rank == 0 else None
+        self.metrics = Metrics(run_folder / "train", self.state.step, self.total_steps, config.log_every_steps) if world.rank == 0 else None
         log.info(
             "stage train: DeepSpeed ZeRO-%d %s, %d rank(s) x %d pairs x %d accumulation, %d items, step %d of %d, %.1fM parameters",
             config.zero_stage, config.precision, world.world_size, micro_batch_size, self.accumulation_steps,
@@ -146,8 +149,10 @@ class Trainer:
                 waiting_since = time.perf_counter()
                 if self.state.step >= self.total_steps:
                     break
+        saved = checkpoint.read(self.checkpoints).path
+        log.info("stage train: %d of %d steps taken; checkpoint %s", self.state.step, self.total_steps, saved)
         return {"steps": self.state.step, "skipped_steps": self.state.skipped_steps, "pairs": self.state.step * self.config.global_batch_size,
-                "losses": losses, "checkpoint": checkpoint.read(self.checkpoints).path, "quarantined": num_samples(self.loader.quarantine)}  # fmt: skip
+                "losses": losses, "checkpoint": saved, "quarantined": num_samples(self.loader.quarantine)}  # fmt: skip
 
     def close(self) -> None:
         """End the loader's workers and what is announced of remote shards; pieces on their way are waited for."""

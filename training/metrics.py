@@ -1,4 +1,4 @@
-"""What a run reports: every step in metrics.jsonl, every few in the log and in tensorboard."""
+"""What a run reports: every step in metrics.jsonl; the first, every few and the last in the log and in tensorboard."""
 
 import json
 import logging
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 class Metrics:
     """Rank 0's record of a run; lines of steps after `resume_step` are dropped, since those steps will be taken again."""
 
-    def __init__(self, folder: Path, resume_step: int, log_every_steps: int) -> None:
+    def __init__(self, folder: Path, resume_step: int, total_steps: int, log_every_steps: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._log_every_steps = log_every_steps
+        self._log_every_steps, self._ends = log_every_steps, {resume_step + 1, total_steps}
         self._lines: TextIO = _truncated(folder / "metrics.jsonl", resume_step)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
@@ -24,7 +24,7 @@ class Metrics:
         """Values after optimizer step `step`, names like loss/itc, val/image_recall@1; `ranks` has the loader's figures of each rank."""
         self._lines.write(json.dumps({"step": step, **values, **({"ranks": ranks} if ranks else {})}) + "\n")
         self._lines.flush()  # a checkpoint may follow at once, and a resumed run relies on the lines up to it
-        if step % self._log_every_steps == 0 or any(name.startswith("val/") for name in values):
+        if step in self._ends or step % self._log_every_steps == 0 or any(name.startswith("val/") for name in values):
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
             log.info("step %d  %s", step, "  ".join(f"{name.removeprefix('loss/')} {value:.4g}" for name, value in values.items() if _shown(name)))

@@ -49,6 +49,14 @@ def test_the_log_names_stage_and_engine(uninterrupted: Path) -> None:
     assert "stage train: DeepSpeed ZeRO-1 fp32, 1 rank(s)" in (uninterrupted / "log.txt").read_text()
 
 
+def test_a_run_shorter_than_the_interval_of_its_log_still_says_how_it_began_and_ended(uninterrupted: Path) -> None:
+    text = (uninterrupted / "log.txt").read_text()
+    assert [step for step in range(1, 6) if f" step {step}  total" in text or f"step {step}  itc" in text] == [1, 5]
+    assert f"5 of 5 steps taken; checkpoint {uninterrupted / 'train' / 'checkpoints' / 'step-0000005'}" in text
+    (line,) = [line for line in text.splitlines() if "dataset " in line and "manifest" in line]
+    assert line.endswith(" captions")  # one dataset has no share
+
+
 def test_every_step_says_how_much_of_the_device_it_used(uninterrupted: Path) -> None:
     for record in map(json.loads, (uninterrupted / "train" / "metrics.jsonl").read_text().splitlines()):
         assert record["tflops"] > 0
