@@ -39,7 +39,7 @@ FUNCTION_WORDS = frozenset(_SAYING_LITTLE.split())
 
 @dataclass(frozen=True)
 class Guess:
-    """A word piece or text with the teacher's probability; `right` if it is the caption's own."""
+    """A word piece or text with the teacher's probability; `right` if it is the caption's own, with … where its word has further pieces."""
 
     text: str
     probability: float
@@ -210,9 +210,11 @@ def _words(predictor: AlbefPredictor, image: Encoded, wanted: Sequence[HiddenWor
 def _place(predictor: AlbefPredictor, hidden: HiddenWord, probability: NDArray[np.float32]) -> HiddenPlace:
     best = np.argsort(-probability, kind="stable")[:TOP]
     pieces = predictor.tokenizer.pieces(best.tolist())
-    guesses = tuple(Guess(piece, float(probability[number]), bool(number == hidden.answer)) for piece, number in zip(pieces, best, strict=True))
     context = predictor.tokenizer.pieces(hidden.input_ids)
     masked = sum(number == predictor.tokenizer.mask_id for number in hidden.input_ids[hidden.position :])
+    rights = [bool(number == hidden.answer) for number in best]
+    texts = [f"{piece}…" if right and masked > 1 else piece for piece, right in zip(pieces, rights, strict=True)]
+    guesses = tuple(Guess(text, float(probability[number]), right) for text, number, right in zip(texts, best, rights, strict=True))
     before, after = context[1 : hidden.position], context[hidden.position + masked :]
     return HiddenPlace(_joined(before), hidden.word, _joined(after), guesses, float(probability[hidden.answer]))
 

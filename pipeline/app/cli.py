@@ -111,7 +111,9 @@ def scenes(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="table1 or itm-start.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="table1: the paper's Table 1, a part of the method added at a time; itm-start: which settings get ITM going.")
+    ],
     config: ConfigPath,
     overrides: Overrides = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds of each variant; without it as many as the study has.", min=1)] = None,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eval.predictor import AlbefPredictor
-from eval.pseudo_targets import Teacher, drawn_samples, pool_of, pseudo_targets, samples_of
+from eval.pseudo_targets import Teacher, _place, drawn_samples, pool_of, pseudo_targets, samples_of
 from pipeline.core.errors import DataError
 from shards.dataset import DamagedSample, Dataset
 from shards.manifest import publish
@@ -68,7 +68,9 @@ def test_the_words_are_the_likeliest_of_the_model_at_the_hidden_place(teacher: T
         )
         expected = plain_word_probabilities(teacher.predictor, sample.image, pieces, list(range(starts[word], [*starts, len(pieces)][word + 1])))
         best = np.argsort(-expected)[:5]
-        assert [guess.text for guess in place.guesses] == teacher.predictor.tokenizer.pieces(best.tolist())
+        assert [guess.text.removesuffix("…") for guess in place.guesses] == teacher.predictor.tokenizer.pieces(best.tolist())
+        several = [*starts, len(pieces)][word + 1] - starts[word] > 1
+        assert all(guess.text.endswith("…") == (guess.right and several) for guess in place.guesses)
         np.testing.assert_allclose([guess.probability for guess in place.guesses], expected[best], rtol=1e-4)
         assert f"{place.before} {place.word} {place.after}".strip() == "a green square left of the blue star"
 
@@ -147,3 +149,12 @@ def test_a_dataset_of_which_nothing_can_be_shown_is_named(tmp_path: Path) -> Non
     dataset = write_dataset(tmp_path / "broken", picture=b"\xff\xd8\xff\xe0 no picture")
     with pytest.raises(DataError, match=r"broken: none of 4 samples drawn can be shown; the first: 00\d: "):
         drawn_samples(dataset, 2, seed=0)
+
+
+def test_the_first_piece_of_a_longer_word_is_marked_as_such(teacher: Teacher) -> None:
+    hidden = next(one for one in teacher.predictor.hidden_words("redred moonmoon") if one.input_ids.count(teacher.predictor.tokenizer.mask_id) > 1)
+    probability = np.zeros(teacher.predictor.tokenizer.vocab_size, np.float32)
+    probability[hidden.answer] = 1
+    guess = _place(teacher.predictor, hidden, probability).guesses[0]
+    assert guess.text == teacher.predictor.tokenizer.pieces([hidden.answer])[0] + "…"
+    assert guess.right
