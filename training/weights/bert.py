@@ -138,6 +138,8 @@ def _check_settings(origin: str, theirs: Mapping[str, Any], config: ModelConfig)
 def _hf_state(name: str) -> tuple[State, dict[str, Any]]:
     import transformers  # takes seconds to import and is needed here alone
 
+    transformers.utils.logging.disable_progress_bar()  # hundreds of lines in a log file
+
     def load() -> tuple[State, dict[str, Any]]:
         bert, info = transformers.BertForMaskedLM.from_pretrained(name, output_loading_info=True)
         state: State = bert.state_dict()

@@ -115,10 +115,12 @@ def test_an_unknown_timm_name_is_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_our_text_layers_give_the_states_of_the_bert_they_come_from(tmp_path: Path) -> None:
+def test_our_text_layers_give_the_states_of_the_bert_they_come_from(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     save_bert(tmp_path)
     theirs, ours = BertModel.from_pretrained(tmp_path, add_pooling_layer=False).eval(), Albef(SMALL).eval()
+    capfd.readouterr()
     load_hf_bert(ours, str(tmp_path))
+    assert "%|" not in capfd.readouterr().err  # no progress bar, which a log file would keep line by line
     ids, mask = torch.randint(0, 60, (3, 7)), torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [1] * 2 + [0] * 5])
     states = theirs(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
     torch.testing.assert_close(ours.encode_text(ids, mask)[mask.bool()], states[2][mask.bool()], atol=1e-5, rtol=1e-4)
