@@ -1,5 +1,6 @@
 """Configuration: frozen sections, one YAML file (and the one it builds on), then `section.key=value` overrides; every error names the full key."""
 
+import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,13 +28,14 @@ def load(schema: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
     """Read a YAML file, apply `section.key=value` overrides in order, and validate.
 
     A file that begins with `base: other.yaml` (relative to itself) says only what differs: its sections are laid over the other's, key by key.
+    So is an override laid over a field of plain keys and values: over what the file says of it, or else over its default.
 
     Raises:
         ConfigError: one line with the full key, what was found and what would be right.
     """
     values = _read(Path(path))
     for override in overrides:
-        _apply_override(values, override)
+        _apply_override(schema, values, override)
     return validate(schema, values, origin=str(path))
 
 
@@ -41,7 +43,7 @@ def from_overrides(schema: type[S], overrides: Sequence[str]) -> S:
     """A section from its defaults and `key=value` overrides, with no file."""
     values: dict[str, Any] = {}
     for override in overrides:
-        _apply_override(values, override)
+        _apply_override(schema, values, override)
     return validate(schema, values, origin="command line")
 
 
@@ -140,7 +142,7 @@ def _laid_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return {**base, **values, **both}
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _apply_override(schema: type[Section], values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected section.key=value")
@@ -149,7 +151,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     for at, section in enumerate(sections):
         found = _step_into(inner, section, ".".join(sections[:at]), override)
         if found is None:
-            found = inner[int(section) if isinstance(inner, list) else section] = {}
+            found = inner[int(section) if isinstance(inner, list) else section] = _default_mapping(schema, sections[: at + 1])
         if not isinstance(found, dict | list):
             raise ConfigError(f"override {override!r}: {section} holds a value, not keys")
         inner = found
@@ -159,6 +161,18 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
     _step_into(inner, name, ".".join(sections), override)
     inner[int(name) if isinstance(inner, list) else name] = value
+
+
+def _default_mapping(schema: type[Section], key: Sequence[str]) -> dict[str, Any]:
+    """What the field holds by default where that is plain keys and values, as losses do; empty where it is a section, which fills itself in."""
+    default, sections = None, [schema]
+    for name in key:
+        if name.isdecimal():  # of a list, whose sections are those of its elements
+            continue
+        field = next((section.model_fields[name] for section in sections if name in section.model_fields), None)
+        default = field.get_default(call_default_factory=True) if field else None
+        sections = _sections_of(field.annotation) if field else []
+    return copy.deepcopy(default) if isinstance(default, dict) else {}
 
 
 def _step_into(values: Any, name: str, where: str, override: str) -> Any:

@@ -59,6 +59,27 @@ def test_a_mistake_in_the_file_is_one_line_with_its_key(tmp_path: Path, text: st
     assert "\n" not in str(caught.value)
 
 
+class Meal(config.Section):
+    parts: dict[str, dict[str, Any] | None] = Field({"soup": None, "bread": {"slices": 2}}, description="what is served, with options")
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "parts"),
+    [
+        ("{}", "parts.soup.litres=1", {"soup": {"litres": 1}, "bread": {"slices": 2}}),
+        ("{}", "parts.bread.slices=3", {"soup": None, "bread": {"slices": 3}}),
+        ("parts: {soup: null}", "parts.bread.slices=3", {"soup": None, "bread": {"slices": 3}}),
+        ("parts: {soup: {hot: true}}", "parts.soup.litres=1", {"soup": {"hot": True, "litres": 1}}),
+        ("{}", "parts={soup: null}", {"soup": None}),
+    ],
+)
+def test_an_override_of_one_key_leaves_the_others_as_the_file_or_else_the_default_has_them(
+    tmp_path: Path, text: str, override: str, parts: dict[str, Any]
+) -> None:
+    assert config.load(Meal, written(tmp_path, text), [override]).parts == parts
+    assert Meal().parts == {"soup": None, "bread": {"slices": 2}}
+
+
 @pytest.mark.parametrize("override", ["inner.size", "=3", "name.deep=3"])
 def test_an_override_that_is_not_one_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="override"):

@@ -59,6 +59,11 @@ def test_the_three_losses_weigh_the_same_with_hard_negatives_and_soft_targets_fr
     assert (losses["itc"].soft_targets, losses["mlm"].soft_targets, losses["itm"].hard_from_step) == (True, True, 0)
 
 
+def test_an_option_of_one_loss_on_the_command_line_leaves_the_other_losses_in() -> None:
+    losses: dict[str, Any] = chosen_from(LOSSES, training_of("albef_base.yaml", "training.losses.itm.weight=3").losses, "training.losses")
+    assert {name: loss.weight for name, loss in losses.items()} == {"itc": 1.0, "itm": 3.0, "mlm": 1.0}
+
+
 def test_what_the_base_configuration_does_not_name_is_the_default() -> None:
     named = training_of("albef_base.yaml").model_dump()
     assert named["optimizer"].pop("reference_batch_size") == 512
