@@ -14,7 +14,7 @@ LOSS_OPTIONS = (
     "objectives and their options, e.g. {itc: {}, itm: {weight: 3.0}}; weight (1.0) is an objective's factor in the sum; "
     "itc.soft_targets (true), mlm.soft_targets (true): learn from the teacher, too, with weight alpha; "
     "itc.same_image_positives (false): other captions of the pair's picture, in its group and in the queue, are its own, too; "
-    "itm.hard_from_step (0): optimizer step from which negatives are drawn by ITC's similarity, before it and with null uniformly; "
+    "itm.hard_from_step (0): optimizer step from which negatives are drawn by ITC's similarity, before it and with null (needed without itc) uniformly; "
     "itm.same_image_negatives (true): other captions of the pair's picture may be drawn, as in the paper"
 )
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pipeline.core import config as configuration
 from pipeline.core import stopping, storage
-from pipeline.core.choice import chosen_from
 from pipeline.core.errors import ConfigError, Stopped
 from shards.dataset import Dataset
 from shards.loader import Position, ShardLoader
@@ -31,7 +30,7 @@ from training.feature_queue import FeatureQueue
 from training.flat_groups import MOMENTS, FlatGroup, adam_state, flat_groups
 from training.global_group import GlobalGroup
 from training.initialise import build_student, load_teacher_and_queue, open_first_weights
-from training.losses import LOSSES
+from training.losses import LOSSES, losses_of
 from training.metrics import Metrics
 from training.model import Albef
 from training.objective import Pretrainer, StepOutput
@@ -86,7 +85,7 @@ class Trainer:
         self.config, self.run_folder, self.world = config, run_folder, world
         self.checkpoints = str(run_folder / "train" / "checkpoints")
         self._evaluate = evaluate
-        losses = world.together(lambda: chosen_from(LOSSES, config.losses, "training.losses"))  # what costs nothing is checked first
+        losses = world.together(lambda: losses_of(config.losses))  # what costs nothing is checked first
         micro_batch_size, self.accumulation_steps = world.together(lambda: split_of(config, world.world_size))
         if config.compile:
             world.together(lambda: require_compiler(world.device))

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 
 from pipeline.app.config import RunConfig
-from pipeline.core.choice import chosen_from
 from pipeline.core.config import load
 from pipeline.core.errors import ConfigError
 from training.config import TrainingConfig
 from training.engine import split_of
-from training.losses import LOSSES
+from training.losses import losses_of
 
 CONFIGS = Path(__file__).parents[2] / "pipeline" / "configs"
 ROWS = sorted((CONFIGS / "table1").glob("*.yaml"))
@@ -54,13 +53,13 @@ def test_the_base_configuration_is_vit_b_16_and_bert_base_cut_in_the_middle() ->
 
 
 def test_the_three_losses_weigh_the_same_with_hard_negatives_and_soft_targets_from_the_first_step() -> None:
-    losses: dict[str, Any] = chosen_from(LOSSES, training_of("albef_base.yaml").losses, "training.losses")
+    losses: dict[str, Any] = losses_of(training_of("albef_base.yaml").losses)
     assert {name: loss.weight for name, loss in losses.items()} == {"itc": 1.0, "itm": 1.0, "mlm": 1.0}
     assert (losses["itc"].soft_targets, losses["mlm"].soft_targets, losses["itm"].hard_from_step) == (True, True, 0)
 
 
 def test_an_option_of_one_loss_on_the_command_line_leaves_the_other_losses_in() -> None:
-    losses: dict[str, Any] = chosen_from(LOSSES, training_of("albef_base.yaml", "training.losses.itm.weight=3").losses, "training.losses")
+    losses: dict[str, Any] = losses_of(training_of("albef_base.yaml", "training.losses.itm.weight=3").losses)
     assert {name: loss.weight for name, loss in losses.items()} == {"itc": 1.0, "itm": 3.0, "mlm": 1.0}
 
 
@@ -80,7 +79,7 @@ def test_the_base_configuration_trains_on_what_the_14m_configuration_makes() -> 
 
 
 def test_each_row_of_table_1_adds_one_thing_to_the_row_before() -> None:
-    rows: list[dict[str, Any]] = [chosen_from(LOSSES, training_of(path).losses, "training.losses") for path in ROWS]
+    rows: list[dict[str, Any]] = [losses_of(training_of(path).losses) for path in ROWS]
     assert [list(row) for row in rows] == [["itm", "mlm"], *[["itc", "itm", "mlm"]] * 4]
     assert [row["itm"].hard_from_step for row in rows] == [None, None, 0, 0, 0]
     assert [row["itc"].soft_targets for row in rows[1:]] == [False, False, True, True]
@@ -91,8 +90,8 @@ def test_rows_of_table_1_differ_in_their_losses_alone_and_the_last_is_the_whole_
     rows = [training_of(path) for path in ROWS]
     assert len({row.model_copy(update={"losses": {}}).model_dump_json() for row in rows}) == 1
     assert len({load(RunConfig, path).run.folder for path in ROWS}) == len(ROWS) == 5
-    whole = chosen_from(LOSSES, training_of("albef_base.yaml").losses, "training.losses")
-    assert chosen_from(LOSSES, rows[-1].losses, "training.losses") == whole
+    whole = losses_of(training_of("albef_base.yaml").losses)
+    assert losses_of(rows[-1].losses) == whole
     for path in ROWS:
         assert path.read_text().splitlines()[0] == f"# albef train pipeline/configs/table1/{path.name}"
 

@@ -103,6 +103,8 @@ def written(folder: Path, world: Path, options: dict[str, Any]) -> Path:
         if key == "losses":
             config["training"]["losses"] = {loss: {} for loss in value}
             continue
+        if key == "losses.itm.hard_from_step" and "itc" not in config["training"]["losses"]:
+            value = None  # what is refused otherwise, as nothing would teach the similarities
         inner = config["training"]
         for section in sections:
             inner = inner.get(section)

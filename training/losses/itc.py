@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from training.kernels.contrast import PictureIds, contrast
+from training.losses.options import Weight
 from training.passes import FusionRows
 from training.step import Read, Step
 
@@ -19,7 +20,7 @@ class ImageTextContrastive:
     the pair's picture, in its group and in the queue, are its own in equal parts, as when the original is fine-tuned for retrieval.
     """
 
-    weight: float = 1.0
+    weight: Weight = 1.0
     soft_targets: bool = True
     same_image_positives: bool = False
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from training.losses.options import OptimizerStep, Weight
 from training.passes import FusionRows
 from training.step import Negatives, Read, Step, at_least_fp32
 
@@ -21,8 +22,8 @@ class ImageTextMatching:
     A pair whose group has no wrong partner for it (it is alone, or all show one picture) is counted as 0 in its two wrong places.
     """
 
-    weight: float = 1.0
-    hard_from_step: int | None = 0
+    weight: Weight = 1.0
+    hard_from_step: OptimizerStep | None = 0
     same_image_negatives: bool = True
 
     def reads(self, alpha: float, step: int) -> frozenset[Read]:  # noqa: ARG002 - hard negatives do not depend on alpha

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from training.kernels.vocabulary import vocabulary_cross_entropy
+from training.losses.options import Weight
 from training.passes import FusionRows
 from training.step import Read, Step
 
@@ -19,7 +20,7 @@ class MaskedLanguageModeling:
     Without `soft_targets` alpha is 0 here: the rows of the paper's Table 1 before "MoD" (momentum distillation).
     """
 
-    weight: float = 1.0
+    weight: Weight = 1.0
     soft_targets: bool = True
 
     def reads(self, alpha: float, step: int) -> frozenset[Read]:  # noqa: ARG002 - the same at every step
