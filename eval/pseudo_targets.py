@@ -20,7 +20,7 @@ from shards.pixels.transforms import EvalTransform
 from shards.random_stream import item_keys, permutation
 from shards.text_rules import pre_caption
 from training import checkpoint
-from training.step import MAX_TEMPERATURE, MIN_TEMPERATURE
+from training.model_config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from training.weights.files import modules_of
 
 ASKED = ("image_projection", "text_projection", "temperature", "mlm_head")  # of the modules a published file may lack

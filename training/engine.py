@@ -33,10 +33,10 @@ from training.initialise import build_student, load_teacher_and_queue, open_firs
 from training.losses import LOSSES, losses_of
 from training.metrics import Metrics
 from training.model import Albef
+from training.model_config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from training.objective import Pretrainer, StepOutput
 from training.optim import parameter_groups
 from training.quarantine_budget import QuarantineBudget, write_quarantine
-from training.step import MAX_TEMPERATURE, MIN_TEMPERATURE
 from training.teacher import Teacher
 from training.throughput import Throughput, matrix_product_rate
 from training.tokenizer import Tokenizer

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pipeline.core.config import Section
 
 HEAD_WIDTH = 64  # of every attention head of the published ALBEF, DeiT and BERT models; heads leave no trace in the shapes
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5  # as in the original code, which clamps it in every forward pass
 
 
 class ModelConfig(Section):
@@ -30,7 +31,7 @@ class ModelConfig(Section):
     hidden_dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout after embeddings, attention and feed-forward parts of the text side")
     attention_dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout of the text side's attention weights")
     embed_dim: int = Field(default=256, ge=1, description="width of the projected features ITC compares")
-    temperature: float = Field(default=0.07, ge=0.001, le=0.5, description="initial softmax temperature of ITC; learned")
+    temperature: float = Field(default=0.07, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, description="initial softmax temperature of ITC; learned")
     init_std: float = Field(default=0.02, gt=0, description="standard deviation of fresh weights")
 
     @model_validator(mode="after")

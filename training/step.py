@@ -14,9 +14,8 @@ from training.feature_queue import FeatureQueue
 from training.global_group import GlobalGroup
 from training.kernels.vocabulary import Decoder
 from training.model import Albef
+from training.model_config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from training.passes import Candidates, FusionRows, TextStates, encode_texts, fuse, own_candidates
-
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 
 
 class Negatives(NamedTuple):

@@ -18,6 +18,7 @@ from training.losses import LOSSES
 from training.losses.itm import ImageTextMatching, draw_negatives
 from training.losses.mlm import tokens_of_groups, weights_of_group_means
 from training.model import Albef
+from training.model_config import MAX_TEMPERATURE, MIN_TEMPERATURE, ModelConfig
 from training.objective import Pretrainer, StepOutput
 from training.step import Negatives
 
@@ -259,6 +260,21 @@ def test_the_temperature_gets_its_gradient_and_is_clamped_as_a_function() -> Non
     with torch.no_grad():
         student.temperature.fill_(3.0)
     assert pretrainer(student, 4)(batch, teacher, queue, 0.4).metrics["temperature"].item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("temperature", [MIN_TEMPERATURE / 10, MAX_TEMPERATURE * 2])
+def test_a_temperature_beyond_its_bounds_counts_as_the_nearer_one_in_the_fused_step_and_in_the_plain(temperature: float) -> None:
+    (student, teacher), batch, queue = models(), make_batch(4, 4), FeatureQueue(4, TINY.embed_dim)
+    bound = TINY.model_copy(update={"temperature": min(max(temperature, MIN_TEMPERATURE), MAX_TEMPERATURE)})
+    assert ModelConfig(**bound.model_dump()) == bound
+    with pytest.raises(ValueError, match="temperature"):
+        ModelConfig(**{**bound.model_dump(), "temperature": temperature})
+    negatives, losses = negatives_within(1, 4, (1, 2)), []
+    for value in (temperature, bound.temperature):
+        with torch.no_grad():
+            student.temperature.fill_(value)
+        losses += [pretrainer(student, 4)(batch, teacher, queue, 0.4).losses["itc"], plain_losses(student, teacher, queue, batch, 0.4, negatives).losses["itc"]]
+    assert [loss.item() for loss in losses] == pytest.approx([losses[-1].item()] * 4, rel=1e-5)
 
 
 def test_uint8_pictures_are_normalised_with_clips_constants() -> None:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from training.batch import Batch
 from training.feature_queue import FeatureQueue
 from training.model import Albef
+from training.model_config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from training.step import Negatives
 
 
@@ -35,7 +36,7 @@ def plain_losses(student: Albef, teacher: Albef, queue: FeatureQueue, batch: Bat
         teacher_image_embeds, teacher_text_embeds = teacher.encode_image(images), teacher.encode_text(batch.input_ids, mask)
         image_keys, text_keys = teacher.image_feat(teacher_image_embeds), teacher.text_feat(teacher_text_embeds)
     with torch.autocast(images.device.type, enabled=False):
-        temperature = student.temperature.clamp(0.001, 0.5)
+        temperature = student.temperature.clamp(MIN_TEMPERATURE, MAX_TEMPERATURE)
         queries = student.image_feat(image_embeds), student.text_feat(text_embeds)
         all_text, all_image = torch.cat([text_keys, queue.text.clone()]), torch.cat([image_keys, queue.image.clone()])
         sim_i2t, itc_i2t = _contrast(queries[0], image_keys, all_text, temperature, alpha)
