@@ -10,6 +10,7 @@ from shards.order.blend import parse_blend
 from shards.remote.ranges import CACHE_BYTES
 from training.model_config import ModelConfig
 
+STAIR_STEPS = 100  # of the original code's warm-up, which climbs one stair in so many
 LOSS_OPTIONS = (
     "objectives and their options, e.g. {itc: {}, itm: {weight: 3.0}}; weight (1.0) is an objective's factor in the sum; "
     "itc.soft_targets (true), mlm.soft_targets (true): learn from the teacher, too, with weight alpha; "
@@ -37,7 +38,7 @@ class OptimizerConfig(Section):
     """AdamW and its learning rate."""
 
     peak_lr: float = Field(default=1e-4, gt=0, description="learning rate after the warm-up")
-    final_lr: float = Field(default=1e-5, ge=0, description="learning rate of the last step")
+    final_lr: float = Field(default=1e-5, ge=0, description="learning rate of the last step, at most peak_lr")
     warmup_steps: int | None = Field(
         default=None, ge=0, description="optimizer steps of warm-up; null is the schedule's own: 1,000 (paper), 2,000 in stairs of 100 (original_code)"
     )
@@ -51,6 +52,12 @@ class OptimizerConfig(Section):
     epsilon: float = Field(default=1e-8, gt=0, description="AdamW epsilon")
     temperature_lr_scale: float = Field(default=1.0, ge=0, description="learning rate of ITC's temperature over the others'; 0 keeps it at model.temperature")
     max_grad_norm: float = Field(default=0.0, ge=0, description="clip the global gradient norm; 0 does not clip (as the paper)")
+
+    @model_validator(mode="after")
+    def _falls(self) -> "OptimizerConfig":
+        if self.final_lr > self.peak_lr:
+            raise ValueError(f"final_lr {self.final_lr:g} is above peak_lr {self.peak_lr:g}, from which the rate falls to it; set it to at most that")
+        return self
 
 
 class TrainingConfig(Section):
@@ -164,6 +171,11 @@ class TrainingConfig(Section):
             raise ValueError(f"max_tokens {self.max_tokens} is more than model.max_positions {self.model.max_positions}")
         if self.transform == "parity" and self.randaugment and self.augment_on == "device":
             raise ValueError("augment_on device rounds warps differently from the original's pixels, which transform parity asks for; take one of the two")
+        if self.schedule == "original_code" and (self.optimizer.warmup_steps or 0) % STAIR_STEPS:
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} is not a multiple of {STAIR_STEPS}, the stairs that schedule original_code climbs in; "
+                "take one, or schedule paper"
+            )
         if self.manifest is not None and not isinstance(self.dataset, str):
             raise ValueError("manifest pins one dataset; of a blend, give each dataset its own manifest")
         if self.global_batch_size % self.pairs_per_group:

@@ -97,6 +97,8 @@ class Trainer:
             lambda: build_loader(config, dataset, self.tokenizer, world, micro_batch_size, self.accumulation_steps)
         )
         self.total_steps = min(config.max_steps or sys.maxsize, config.epochs * self.loader.steps_per_epoch)
+        for sentence in schedule.misfits(config, self.loader.steps_per_epoch, self.total_steps):
+            log.warning("%s", sentence)
         self.student = world.together(lambda: Albef(resumed.model_config) if resumed else build_student(config, self.tokenizer, source))
         if config.compile:
             num_blocks = compile_blocks(self.student)

@@ -2,21 +2,38 @@
 
 import math
 
-from training.config import TrainingConfig
+from training.config import STAIR_STEPS, TrainingConfig
 
 WARMUP_STEPS = {"paper": 1000, "original_code": 2000}  # the original's "warmup_epochs: 20" are 20 stairs of 100 iterations
-STAIR_STEPS = 100
 STAIRS_START = 1e-5  # the original's warmup_lr; it is not scaled with the batch, just as its authors left it (issue 39)
 
 
 def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
     """The rate that optimizer step `step`, counted from 0, is taken with, after the configured schedule."""
-    recipe = config.optimizer
-    warmup_steps = WARMUP_STEPS[config.schedule] if recipe.warmup_steps is None else recipe.warmup_steps
-    peak = scaled_peak(recipe.peak_lr, config.global_batch_size, recipe.reference_batch_size)
+    recipe, warmup_steps, peak = config.optimizer, _warmup_steps(config), _peak(config)
     if config.schedule == "original_code":
         return stairs_then_cosine_of_epochs(step, steps_per_epoch, config.epochs, warmup_steps, peak, recipe.final_lr)
     return ramp_then_cosine(step, total_steps, warmup_steps, peak, recipe.final_lr)
+
+
+def misfits(config: TrainingConfig, steps_per_epoch: int, total_steps: int) -> list[str]:
+    """What the schedule cannot do in so many steps or with this global batch, each a sentence for the log; no reason to refuse a short trial."""
+    recipe, warmup_steps, peak = config.optimizer, _warmup_steps(config), _peak(config)
+    original = config.schedule == "original_code"
+    room = min(steps_per_epoch, total_steps) if original else total_steps
+    found = []
+    if warmup_steps and warmup_steps + original >= room:  # the original's rate is set one step late
+        found.append(
+            f"training.optimizer.warmup_steps: the warm-up of {warmup_steps:,} steps is cut short after {room:,}, where the "
+            f"{'first epoch' if room < total_steps else 'run'} ends, at a learning rate of {learning_rate(config, room - 1, steps_per_epoch, total_steps):.3g} "
+            f"on its way to {peak:.3g}; set fewer"
+        )
+    if peak < recipe.final_lr:
+        found.append(
+            f"training.optimizer.final_lr {recipe.final_lr:g} is above the peak, which is {peak:.3g} for a global batch of {config.global_batch_size}, so the "
+            "learning rate rises to the end; set it lower"
+        )
+    return found
 
 
 def alpha(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
@@ -31,7 +48,10 @@ def scaled_peak(peak: float, global_batch_size: int, reference_batch_size: int |
 
 
 def ramp_then_cosine(step: int, total: int, warmup_steps: int, peak: float, final: float) -> float:
-    """Linear from 0 to `peak` over `warmup_steps`, then a cosine, step by step, that is exactly `final` at the last one, `total - 1`."""
+    """Linear from 0 to `peak` over `warmup_steps`, then a cosine, step by step, that is exactly `final` at the last one, `total - 1`.
+
+    A run that ends inside its warm-up ends on the straight line.
+    """
     if step < warmup_steps:
         return ramp(step, warmup_steps, peak)
     if step >= total - 1:
@@ -60,3 +80,11 @@ def ramp(step: int, steps: int, end: float) -> float:
 def cosine(progress: float, start: float, end: float) -> float:
     """Half a cosine from `start` at progress 0 to `end` at 1."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _warmup_steps(config: TrainingConfig) -> int:
+    return WARMUP_STEPS[config.schedule] if config.optimizer.warmup_steps is None else config.optimizer.warmup_steps
+
+
+def _peak(config: TrainingConfig) -> float:
+    return scaled_peak(config.optimizer.peak_lr, config.global_batch_size, config.optimizer.reference_batch_size)

@@ -50,7 +50,7 @@ OPTIONS: dict[str, list[Any]] = {
     "augment_on": ["cpu", "device"],
     "schedule": ["paper", "original_code"],
     "optimizer.reference_batch_size": [None, 32],
-    "optimizer.warmup_steps": [None, 0, 2],
+    "optimizer.warmup_steps": [None, 0, 100],
     "optimizer.temperature_lr_scale": [1.0, 0.0, 10.0],
     "optimizer.max_grad_norm": [0.0, 1.0],
     "model.image_pool": ["cls", "mean"],

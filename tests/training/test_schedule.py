@@ -1,13 +1,14 @@
 """Learning rate and alpha at the steps that matter, for the paper's schedule and for the stairs of the original code."""
 
 import math
+import re
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from training.config import TrainingConfig
-from training.schedule import alpha, learning_rate, ramp, ramp_then_cosine, scaled_peak, stairs_then_cosine_of_epochs
+from training.schedule import alpha, learning_rate, misfits, ramp, ramp_then_cosine, scaled_peak, stairs_then_cosine_of_epochs
 
 EPOCH = 9_900  # steps: 5.1 million pairs in batches of 512
 LAST = 30 * EPOCH - 1
@@ -121,3 +122,51 @@ def test_another_global_batch_scales_the_peak_alone_and_in_proportion(global_bat
 
 def test_without_a_reference_batch_the_peak_is_taken_as_it_is() -> None:
     assert rate_at(recipe(global_batch_size=64), 1_000) == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps_per_epoch", "total", "said"),
+    [
+        ({}, EPOCH, 500, r"warm-up of 1,000 steps is cut short after 500, where the run ends, at a learning rate of 4\.99e-05 on its way to 0\.0001"),
+        ({}, 10, 1_000, r"warm-up of 1,000 steps is cut short after 1,000, where the run ends"),
+        ({}, 10, 1_001, None),
+        ({"optimizer": {"warmup_steps": 0}}, 1, 1, None),
+        (
+            {"schedule": "original_code"},
+            250,
+            7_500,
+            r"warm-up of 2,000 steps is cut short after 250, where the first epoch ends, at a learning rate of 1\.9e-05",
+        ),
+        ({"schedule": "original_code"}, 9_900, 40, r"warm-up of 2,000 steps is cut short after 40, where the run ends"),
+        ({"schedule": "original_code"}, 2_001, 60_030, r"warm-up of 2,000 steps is cut short after 2,001, where the first epoch ends"),
+        ({"schedule": "original_code"}, 2_002, 60_060, None),
+        ({"global_batch_size": 64, "optimizer": {"reference_batch_size": 512}}, EPOCH, LAST, None),
+        (
+            {"global_batch_size": 32, "group_size": 32, "optimizer": {"reference_batch_size": 512}},
+            EPOCH,
+            LAST,
+            r"final_lr 1e-05 is above .* 6\.25e-06 for a .* 32",
+        ),
+    ],
+)
+def test_what_a_schedule_cannot_do_in_the_steps_there_are_is_said(changes: dict[str, Any], steps_per_epoch: int, total: int, said: str | None) -> None:
+    config = recipe(**changes)
+    sentences = misfits(config, steps_per_epoch, total)
+    assert len(sentences) == (said is not None)
+    assert said is None or re.search(said, sentences[0])
+    original = config.schedule == "original_code"
+    last = learning_rate(config, (min(steps_per_epoch, total) if original else total) - 1, steps_per_epoch, total)
+    assert ("cut short" in (said or "")) == (last != pytest.approx(config.optimizer.peak_lr if original else config.optimizer.final_lr))
+
+
+def test_a_final_rate_above_the_peak_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"final_lr 0\.001 is above peak_lr 0\.0001"):
+        recipe(optimizer={"peak_lr": 1e-4, "final_lr": 1e-3})
+    assert recipe(optimizer={"peak_lr": 1e-4, "final_lr": 1e-4}).optimizer.final_lr == 1e-4
+
+
+@pytest.mark.parametrize("warmup_steps", [1, 50, 250])
+def test_a_warm_up_that_is_no_number_of_stairs_is_refused_where_stairs_are_climbed(warmup_steps: int) -> None:
+    with pytest.raises(ValueError, match=f"optimizer.warmup_steps {warmup_steps} is not a multiple of 100, .*; take one, or schedule paper"):
+        recipe(schedule="original_code", optimizer={"warmup_steps": warmup_steps})
+    assert recipe(optimizer={"warmup_steps": warmup_steps}).optimizer.warmup_steps == warmup_steps
