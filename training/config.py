@@ -156,6 +156,17 @@ class TrainingConfig(Section):
         description="share of the dataset's samples that may be damaged and replaced before the run ends with exit code 3: a few lost shards, not a lost copy",
     )
 
+    @field_validator("losses", mode="before")
+    @classmethod
+    def _losses_have_options(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            names = [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)] or ["itc", "itm", "mlm"]
+            raise ValueError(f"should be names with their options, where {{}} leaves all at their defaults: {{{', '.join(f'{name}: {{}}' for name in names)}}}")
+        for name, options in value.items():
+            if not isinstance(options, dict | None):
+                raise ValueError(f"{name} should have options by name, where {{}} leaves all at their defaults: {{{name}: {{weight: 1.0}}}}")
+        return value
+
     @field_validator("dataset")
     @classmethod
     def _blend_parses(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:

@@ -63,6 +63,23 @@ def test_an_option_of_one_loss_on_the_command_line_leaves_the_other_losses_in() 
     assert {name: loss.weight for name, loss in losses.items()} == {"itc": 1.0, "itm": 3.0, "mlm": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.losses=[itc]", r"training\.losses is \['itc'\]: should be names with their options, .*: \{itc: \{\}\}$"),
+        ("training.losses=[itc, mlm]", r"training\.losses is .*: \{itc: \{\}, mlm: \{\}\}$"),
+        ("training.losses=itc", r"training\.losses is 'itc': .*: \{itc: \{\}\}$"),
+        ("training.losses=null", r"training\.losses is None: .*: \{itc: \{\}, itm: \{\}, mlm: \{\}\}$"),
+        ("training.losses={itc: 3}", r"training\.losses: itc should have options by name, .*: \{itc: \{weight: 1\.0\}\}$"),
+        ("training.losses.itm=3", r"training\.losses: itm should have options by name, .*: \{itm: \{weight: 1\.0\}\}$"),
+    ],
+)
+def test_losses_in_another_form_are_refused_with_the_form_to_write(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        training_of("albef_base.yaml", override)
+    assert "\n" not in str(caught.value)
+
+
 def test_what_the_base_configuration_does_not_name_is_the_default() -> None:
     named = training_of("albef_base.yaml").model_dump()
     assert named["optimizer"].pop("reference_batch_size") == 512
