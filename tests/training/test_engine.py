@@ -57,6 +57,12 @@ def test_a_run_shorter_than_the_interval_of_its_log_still_says_how_it_began_and_
     assert line.endswith(" captions")  # one dataset has no share
 
 
+def test_a_warm_up_that_the_run_ends_within_is_said_once_in_the_log(dataset: Path, tmp_path: Path) -> None:
+    optimizer = {"warmup_steps": 9, "peak_lr": 1e-3, "final_lr": 1e-4}
+    assert tiny_run.train(tiny_run.configuration(tmp_path, dataset, max_steps=1, optimizer=optimizer)).returncode == 0
+    assert (tmp_path / "log.txt").read_text().count("the warm-up of 9 steps is cut short after 1, where the run ends") == 1
+
+
 def test_every_step_says_how_much_of_the_device_it_used(uninterrupted: Path) -> None:
     for record in map(json.loads, (uninterrupted / "train" / "metrics.jsonl").read_text().splitlines()):
         assert record["tflops"] > 0
