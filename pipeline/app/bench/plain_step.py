@@ -3,7 +3,8 @@
 Attention kernels, batched draws, optimizer and parameters are those of the fused step; the passes are the original's (its forward method).
 """
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from training.batch import Batch
 from training.feature_queue import FeatureQueue
 from training.model import Albef
 from training.model_config import MAX_TEMPERATURE, MIN_TEMPERATURE
-from training.step import Negatives
+from training.step import Negatives, at_least_fp32
 
 
 class PlainOutput(NamedTuple):
@@ -34,10 +35,10 @@ def plain_losses(student: Albef, teacher: Albef, queue: FeatureQueue, batch: Bat
     image_embeds, text_embeds = student.encode_image(images), student.encode_text(batch.input_ids, mask)
     with torch.no_grad():
         teacher_image_embeds, teacher_text_embeds = teacher.encode_image(images), teacher.encode_text(batch.input_ids, mask)
-        image_keys, text_keys = teacher.image_feat(teacher_image_embeds), teacher.text_feat(teacher_text_embeds)
+        image_keys, text_keys = _features(teacher, teacher_image_embeds, teacher_text_embeds)
+    queries = _features(student, image_embeds, text_embeds)
     with torch.autocast(images.device.type, enabled=False):
         temperature = student.temperature.clamp(MIN_TEMPERATURE, MAX_TEMPERATURE)
-        queries = student.image_feat(image_embeds), student.text_feat(text_embeds)
         all_text, all_image = torch.cat([text_keys, queue.text.clone()]), torch.cat([image_keys, queue.image.clone()])
         sim_i2t, itc_i2t = _contrast(queries[0], image_keys, all_text, temperature, alpha)
         sim_t2i, itc_t2i = _contrast(queries[1], text_keys, all_image, temperature, alpha)
@@ -50,9 +51,19 @@ def plain_losses(student: Albef, teacher: Albef, queue: FeatureQueue, batch: Bat
     return PlainOutput(losses, image_keys, text_keys)
 
 
-def plain_step(student: Albef, teacher: Albef, queue: FeatureQueue, batch: Batch, alpha: float, optimizer: Optimizer, momentum: float) -> dict[str, Tensor]:
-    """Losses, backward pass, optimizer, then the teacher's moving average tensor by tensor and the queue."""
-    output = plain_losses(student, teacher, queue, batch, alpha)
+def plain_step(
+    student: Albef,
+    teacher: Albef,
+    queue: FeatureQueue,
+    batch: Batch,
+    alpha: float,
+    optimizer: Optimizer,
+    momentum: float,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> dict[str, Tensor]:
+    """Losses, under `autocast`, backward pass, optimizer, then the teacher's moving average tensor by tensor and the queue."""
+    with autocast or nullcontext():
+        output = plain_losses(student, teacher, queue, batch, alpha)
     optimizer.zero_grad()
     torch.autograd.backward(torch.stack(list(output.losses.values())).sum())
     optimizer.step()
@@ -66,6 +77,10 @@ def age(teacher: Albef, student: Albef, momentum: float) -> None:
     """theta_m <- m * theta_m + (1 - m) * theta in a new tensor each."""
     for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
         slow.data = slow.data * momentum + fast.data * (1 - momentum)
+
+
+def _features(model: Albef, image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:
+    return at_least_fp32(model.image_feat(image_embeds)), at_least_fp32(model.text_feat(text_embeds))
 
 
 def _contrast(query: Tensor, teacher_query: Tensor, keys: Tensor, temperature: Tensor, alpha: float) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from pipeline.app.bench.live_memory import peak_bytes
 from pipeline.app.bench.plain_step import plain_step
 from pipeline.app.bench.row import BenchRow, alone, compared, measure
 from pipeline.app.bench.usage import cpu_seconds_of
+from pipeline.core.errors import ConfigError
 from training import flops
 from training.batch import Batch
 from training.compilation import compile_blocks
@@ -73,6 +74,14 @@ class Scale:
 
 
 def run(cases: Sequence[str], scale: Scale) -> list[BenchRow]:
+    """The rows of the cases, in their order.
+
+    Raises:
+        ConfigError: there is no such case, or this machine cannot run one.
+    """
+    if "gpu" in cases and not torch.cuda.is_available():
+        others = ",".join(name for name in CASES if name != "gpu")
+        raise ConfigError(f"--cases gpu: torch finds no CUDA device on this machine; run it on one that has a GPU, or take others: --cases {others}")
     with _one_thread():
         return measure(cases, CASES, scale)
 
@@ -130,8 +139,7 @@ class Steps:
         self.queue.push(output.teacher_image_feat, output.teacher_text_feat)
 
     def plain(self, batch: Batch) -> None:
-        with self._autocast():
-            plain_step(self.student, self.teacher, self.queue, batch, ALPHA, self.optimizer, MOMENTUM)
+        plain_step(self.student, self.teacher, self.queue, batch, ALPHA, self.optimizer, MOMENTUM, self._autocast())
 
 
 def whole_steps(case: str, sizes: Sizes, scale: Scale) -> list[BenchRow]:
@@ -203,7 +211,10 @@ def _contrast_row(queue_size: int, repeats: int, exponent: int, scale: Scale) ->
 
 
 def gpu(scale: Scale) -> list[BenchRow]:
-    """Base size in bf16, blocks compiled and not: pairs per second, MFU against a matrix product of the same run, memory."""
+    """Base size in bf16, blocks compiled and not, beside the plain step over the same blocks: pairs per second, memory; and our MFU.
+
+    MFU is against a matrix product of the same run.
+    """
     device = torch.device("cuda")
     rate = matrix_product_rate(device, torch.bfloat16)
     rows = [alone("gpu-matrix-product", "TFLOP/s", [rate / 1e12], f"bf16, fastest of a few; {torch.cuda.get_device_name(device)}")]
@@ -220,18 +231,30 @@ def _gpu_rows(pairs: int, compiled: bool, device: torch.device, rate: float, sca
     if compiled:
         compile_blocks(steps.student)
         compile_blocks(steps.teacher)
+    ways = [partial(way, batch) for way in (steps.fused, steps.plain)]
+    memory, peer_memory = ([_warm_up(step, device) / 1e9] for step in ways)
+    speeds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(scale.rounds):
+        for step, of_way in zip(ways, speeds, strict=True):
+            of_way.append(pairs * GPU_STEPS / _seconds(step))
+    case = f"gpu-{pairs}{'-compiled' if compiled else ''}"
+    note = (
+        f"{pairs} pairs, bf16, {useful / 1e9:.0f} useful GFLOP a pair, whole steps{', blocks compiled' if compiled else ''}; "
+        f"ours in groups of {GROUP_SIZE}, the original's in one"
+    )
+    return [
+        compared(case, "pairs/s", *speeds, PLAIN, note),
+        alone(f"{case}-mfu", "%", [100 * speed * useful / rate for speed in speeds[0]], note),
+        compared(f"{case}-memory", "GB", memory, peer_memory, PLAIN, "allocated at the most, weights and moments included", more_is_better=False),
+    ]
+
+
+def _warm_up(step: Callable[[], None], device: torch.device) -> int:
+    """Bytes allocated at the most in the first steps."""
     torch.cuda.reset_peak_memory_stats(device)
     for _ in range(GPU_WARM_UP):
-        steps.fused(batch)
-    speeds = [pairs * GPU_STEPS / _seconds(partial(steps.fused, batch)) for _ in range(scale.rounds)]
-    memory = torch.cuda.max_memory_allocated(device) / 1e9
-    case = f"gpu-{pairs}{'-compiled' if compiled else ''}"
-    note = f"{pairs} pairs, bf16, {useful / 1e9:.0f} useful GFLOP a pair, whole steps{', blocks compiled' if compiled else ''}"
-    return [
-        alone(case, "pairs/s", speeds, note),
-        alone(f"{case}-mfu", "%", [100 * speed * useful / rate for speed in speeds], note),
-        alone(f"{case}-memory", "GB", [memory], "allocated at the most, weights and moments included"),
-    ]
+        step()
+    return torch.cuda.max_memory_allocated(device)
 
 
 def _seconds(step: Callable[[], None]) -> float:

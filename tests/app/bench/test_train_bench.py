@@ -65,6 +65,30 @@ def test_each_way_moves_student_teacher_and_queue(way: str) -> None:
     assert ((steps.queue.image != queue).any(dim=1) == (torch.arange(10) < 6)).all()
 
 
+def test_both_ways_step_in_bf16_with_losses_close_to_those_of_fp32() -> None:
+    exact, rough = (train.Steps(TINY, 6, torch.device("cpu"), precision) for precision in (torch.float32, torch.bfloat16))
+    batch, negatives = train.drawn_batch(TINY.model, 6, 6), Negatives(torch.tensor([1, 2, 3, 4, 5, 0]), torch.tensor([3, 3, 0, 1, 2, 4]))
+    wanted = plain_losses(exact.student, exact.teacher, exact.queue, batch, train.ALPHA, negatives).losses
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = plain_losses(rough.student, rough.teacher, rough.queue, batch, train.ALPHA, negatives)
+    assert plain.teacher_image_feat.dtype == plain.teacher_text_feat.dtype == torch.float32
+    for name, loss in wanted.items():
+        assert plain.losses[name].item() == pytest.approx(loss.item(), rel=0.02)
+    for way in (rough.fused, rough.plain):
+        way(batch)
+        assert all(parameter.grad.isfinite().all() for parameter in rough.student.parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_speed_and_memory_stand_beside_the_plain_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "BASE", replace(TINY, queue_size=128))
+    monkeypatch.setattr(train, "GPU_BATCHES", (train.GROUP_SIZE,))
+    rows = {row.case: row for row in train.run(["gpu"], train.Scale(1))}
+    for case in ("gpu-64", "gpu-64-compiled"):
+        assert rows[case].peer_name == rows[f"{case}-memory"].peer_name == train.PLAIN
+        assert rows[f"{case}-mfu"].peer is None
+
+
 def test_a_case_gives_a_row_for_speed_and_one_for_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(train.CASES, "demo", partial(train.whole_steps, "demo", replace(TINY)))
     written = tmp_path / "rows.json"
@@ -79,8 +103,11 @@ def test_a_case_gives_a_row_for_speed_and_one_for_memory(monkeypatch: pytest.Mon
     assert rows["base-flops-packed"]["peer"] == 300
 
 
-def test_without_a_gpu_its_case_is_not_among_the_default_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_its_case_is_not_among_the_default_ones_and_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(train.CASES, "contrast", lambda scale: pytest.fail("measured before the mistake was told"))
     assert "gpu" not in train.default_cases()
+    with pytest.raises(ConfigError, match="no CUDA device on this machine; run it on one that has a GPU, or take others: --cases base,small"):
+        train.run(["contrast", "gpu"], train.Scale(1))
     with pytest.raises(ConfigError, match="no such case"):
         train.run(["speed"], train.Scale(1))
