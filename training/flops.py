@@ -79,11 +79,11 @@ def fused_step(config: ModelConfig, texts: Texts, group_size: int, queue_size: i
     rows = [_Row(tokens, 1), _Row(tokens, 1), _Row(texts.drawn_tokens, 1)] * o.itm + [_Row(tokens, texts.predicted)] * o.mlm
     features = o.itc or (o.itm and o.hard_negatives)
     projected = FORWARD_AND_BACKWARD if o.itc else 1  # hard negatives are drawn without a gradient
-    clean, masked = o.itc or o.itm, o.mlm
+    read_of_clean = tokens if o.itm else 1  # ITC alone reads [CLS]
     seen = config.num_patches if texts.kept_patches is None else texts.kept_patches
     student = {
         "vision": FORWARD_AND_BACKWARD * vision(config, seen) - _patches(config),  # pictures need no gradient
-        "text": FORWARD_AND_BACKWARD * (clean + masked) * _text(config, tokens, tokens),
+        "text": FORWARD_AND_BACKWARD * ((o.itc or o.itm) * _text(config, tokens, read_of_clean) + o.mlm * _text(config, tokens, tokens)),
         "fusion": FORWARD_AND_BACKWARD * _fusion(config, rows, seen),
         "heads": FORWARD_AND_BACKWARD * (3 * o.itm * _matching(config) + o.mlm * _words(config, texts.predicted)) + features * projected * _projections(config),
     }

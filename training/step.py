@@ -28,8 +28,9 @@ class Negatives(NamedTuple):
     text_for_image: Int[Tensor, " b"]
 
 
-# What a loss may read of a step: student and teacher states of the clean and of the masked texts, and the feature queue.
-Read = Literal["clean", "masked", "teacher_clean", "teacher_masked", "queue"]
+# What a loss may read of a step: student and teacher states of the clean and of the masked texts (of clean ones perhaps [CLS] alone; of the teacher's
+# clean ones nobody reads more), and the feature queue.
+Read = Literal["clean", "clean_cls", "masked", "teacher_clean", "teacher_masked", "queue"]
 EVERYTHING: frozenset[Read] = frozenset(get_args(Read))
 
 
@@ -92,7 +93,8 @@ class Step:
 
     @cached_property
     def texts(self) -> TextStates:
-        return encode_texts(self.student, self.batch, clean="clean" in self.reads, masked="masked" in self.reads)
+        whole, cls = "clean" in self.reads, "clean_cls" in self.reads
+        return encode_texts(self.student, self.batch, clean=whole or cls, masked="masked" in self.reads, clean_cls_only=not whole)
 
     @cached_property
     def image_feat(self) -> Float[Tensor, "b e"]:

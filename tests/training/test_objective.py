@@ -127,6 +127,25 @@ def test_what_no_loss_reads_is_not_computed(losses: dict[str, dict[str, Any]], a
     assert (output.teacher_image_feat is None) == (output.teacher_text_feat is None) == ("itc" not in losses)
 
 
+@pytest.mark.parametrize(("losses", "pairs", "texts"), [(["itc"], 12, 0), (["itc", "mlm"], 12, 1), (["itc", "itm"], 0, 1), (["itc", "itm", "mlm"], 0, 2)])
+def test_the_last_text_layer_computes_clean_tokens_beside_cls_only_where_they_are_fused(losses: list[str], pairs: int, texts: int) -> None:
+    (student, teacher), batch, queue = models(), ragged_batch(12, 6), FeatureQueue(10, TINY.embed_dim)
+    shapes = called(student)
+    Pretrainer(student, {name: LOSSES[name]() for name in losses}, 6)(batch, teacher, queue, 0.4)
+    assert shapes["text_encoder.layers.0.ffn"] == [(pairs + texts * len(batch.packing.tokens), 24)]
+
+
+@pytest.mark.parametrize("other", [[], ["mlm"]])
+def test_itc_and_its_gradients_are_the_same_where_no_clean_text_is_fused(other: list[str]) -> None:
+    (student, teacher), batch, queue = models(), ragged_batch(12, 12), FeatureQueue(10, TINY.embed_dim)
+    wanted = plain_losses(student, teacher, queue, batch, 0.4, negatives_within(1, 12, (1, 3))).losses["itc"]
+    found = Pretrainer(student, {name: LOSSES[name]() for name in ["itc", *other]}, 12)(batch, teacher, queue, 0.4).losses["itc"]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
+    parameters = [parameter for name, parameter in student.named_parameters() if name.startswith("text_encoder") and not name.endswith("key.bias")]
+    for one, other_one in zip(*(torch.autograd.grad(loss, parameters) for loss in (found, wanted)), strict=True):
+        torch.testing.assert_close(one, other_one, rtol=1e-4, atol=1e-7)
+
+
 def test_two_groups_in_one_micro_batch_equal_two_micro_batches() -> None:
     (student, teacher), batch, queue = models(), make_batch(8, 4), FeatureQueue(10, TINY.embed_dim)
     objective = pretrainer(student, 4)

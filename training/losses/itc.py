@@ -25,7 +25,7 @@ class ImageTextContrastive:
     same_image_positives: bool = False
 
     def reads(self, alpha: float, step: int) -> frozenset[Read]:  # noqa: ARG002 - the keys are the teacher's whatever alpha
-        return frozenset({"clean", "teacher_clean", "queue"})
+        return frozenset({"clean_cls", "teacher_clean", "queue"})
 
     def fusion_rows(self, step: Step) -> Sequence[FusionRows]:  # noqa: ARG002 - compares features, needs no fused states
         return ()
