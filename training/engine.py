@@ -141,7 +141,7 @@ class Trainer:
                 if applied:  # a skipped step must not age the teacher or reach the queue
                     self._clamp_temperature()
                     self.teacher.update()
-                    self._push_features(micro_batches, outputs)
+                    push_features(self.queue, self.world, outputs)
                 losses = self._mean_losses(outputs)
                 self._advance(position, applied, micro_batches, losses)
                 self._report(micro_batches, losses, data_wait_s, time.perf_counter() - waiting_since)
@@ -178,14 +178,6 @@ class Trainer:
         """On ZeRO's fp32 master: the original clamps in its forward pass, which would not stick here."""
         for group in self.groups:
             group.clamp_("temperature", MIN_TEMPERATURE, MAX_TEMPERATURE)
-
-    def _push_features(self, micro_batches: Sequence[Batch], outputs: Sequence[StepOutput]) -> None:
-        """In the order of the global batch: micro-batch a of rank r is its slice a * world_size + r."""
-        for batch, output in zip(micro_batches, outputs, strict=True):
-            if output.teacher_image_feat is not None and output.teacher_text_feat is not None:
-                assert batch.image_ids is not None
-                ids = self.world.gather(batch.image_ids.to(self.world.device, non_blocking=True))
-                self.queue.push(self.world.gather(output.teacher_image_feat), self.world.gather(output.teacher_text_feat), ids)
 
     def _mean_losses(self, outputs: Sequence[StepOutput]) -> dict[str, float]:
         """Losses (as loss/<name>) and the losses' own metrics, averaged over micro-batches and ranks."""
@@ -332,6 +324,23 @@ def _to_go_on_from(checkpoints: str, config: TrainingConfig) -> checkpoint.Check
     if saved:
         refuse_changed(config, saved)
     return saved
+
+
+def push_features(queue: FeatureQueue, world: World, outputs: Sequence[StepOutput]) -> None:
+    """What the micro-batches of a step leave for the queue, of all ranks in the order of the global batch; nothing is sent where nobody would read it."""
+    pairs = [(output.teacher_image_feat, output.teacher_text_feat) for output in outputs]
+    features = [torch.stack([image, text], dim=1) for image, text in pairs if image is not None and text is not None]
+    if not features or queue.size == 0:
+        return
+    ids = [output.image_ids for output in outputs if output.image_ids is not None]
+    image, text = _in_global_order(features, world).unbind(dim=1)
+    queue.push(image, text, _in_global_order(ids, world) if ids else None)
+
+
+def _in_global_order(micro_batches: Sequence[Tensor], world: World) -> Tensor:
+    """Rows of all ranks in one gather: micro-batch a of rank r is slice a * world_size + r of the global batch."""
+    gathered = world.gather(torch.stack(list(micro_batches)))
+    return gathered.view(world.world_size, len(micro_batches), *gathered.shape[1:]).transpose(0, 1).flatten(0, 2)
 
 
 def split_of(config: TrainingConfig, world_size: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError
@@ -25,6 +25,7 @@ class StepOutput:
     total: Tensor  # weighted sum
     teacher_image_feat: Float[Tensor, "b e"] | None  # to be pushed into the queue once the step was applied; None where no loss reads the queue
     teacher_text_feat: Float[Tensor, "b e"] | None
+    image_ids: Int[Tensor, " b"] | None  # to be pushed with them; None where no loss reads the queue's
     metrics: dict[str, Tensor]  # detached scalars, still on the device
 
 
@@ -62,7 +63,7 @@ class Pretrainer(nn.Module):
         total = torch.stack([self.losses[name].weight * value for name, value in losses.items()]).sum()
         shared.metrics["temperature"] = shared.temperature.detach()
         image_feat, text_feat = (shared.teacher_image_feat, shared.teacher_text_feat) if "queue" in reads else (None, None)
-        return StepOutput(losses, total, image_feat, text_feat, shared.metrics)
+        return StepOutput(losses, total, image_feat, text_feat, batch.image_ids if "queue_ids" in reads else None, shared.metrics)
 
     def _fused(self, step: Step) -> dict[str, list[Tensor]]:
         """States of every loss's rows, from one pass over all of them together."""

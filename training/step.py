@@ -29,8 +29,8 @@ class Negatives(NamedTuple):
 
 
 # What a loss may read of a step: student and teacher states of the clean and of the masked texts (of clean ones perhaps [CLS] alone; of the teacher's
-# clean ones nobody reads more), and the feature queue.
-Read = Literal["clean", "clean_cls", "masked", "teacher_clean", "teacher_masked", "queue"]
+# clean ones nobody reads more), and the feature queue without and with its pictures' ids.
+Read = Literal["clean", "clean_cls", "masked", "teacher_clean", "teacher_masked", "queue", "queue_ids"]
 EVERYTHING: frozenset[Read] = frozenset(get_args(Read))
 
 

@@ -25,7 +25,8 @@ class ImageTextContrastive:
     same_image_positives: bool = False
 
     def reads(self, alpha: float, step: int) -> frozenset[Read]:  # noqa: ARG002 - the keys are the teacher's whatever alpha
-        return frozenset({"clean_cls", "teacher_clean", "queue"})
+        reads: frozenset[Read] = frozenset({"clean_cls", "teacher_clean", "queue"})
+        return reads | {"queue_ids"} if self.same_image_positives else reads
 
     def fusion_rows(self, step: Step) -> Sequence[FusionRows]:  # noqa: ARG002 - compares features, needs no fused states
         return ()
