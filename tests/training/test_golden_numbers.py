@@ -70,7 +70,7 @@ class Golden:
         age(self.teacher, self.student, MOMENTUM)
         if way == "plain":
             losses, image_feat, text_feat = plain_losses(self.student, self.teacher, self.queue, batch, alpha, negatives(drawn))
-            return StepOutput(losses, torch.stack(list(losses.values())).sum(), image_feat, text_feat, {})
+            return StepOutput(losses, torch.stack(list(losses.values())).sum(), image_feat, text_feat, None, {})
         pretrainer = Pretrainer(self.student, {name: loss() for name, loss in LOSSES.items()}, self.group_size)
         output: StepOutput = pretrainer(batch, self.teacher, self.queue, alpha, negatives=negatives(drawn))
         return output
