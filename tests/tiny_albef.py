@@ -55,7 +55,7 @@ def ragged_batch(b: int, group_size: int) -> Batch:
     labels[::3] = -100
     ids = torch.where(mask.bool(), batch.input_ids.clamp(min=5), 0).index_fill(1, torch.tensor(0), CLS)
     masked = torch.where(labels != -100, MASK, ids)
-    return dataclasses.replace(batch, input_ids=ids, attention_mask=mask, masked_ids=masked, mlm_labels=labels, mlm_positions=None)
+    return dataclasses.replace(batch, input_ids=ids, attention_mask=mask, masked_ids=masked, mlm_labels=labels)
 
 
 def pretrainer(student: Albef, group_size: int, **options: dict[str, object]) -> Pretrainer:

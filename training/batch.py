@@ -1,8 +1,8 @@
 """One micro-batch of pairs, with every random draw of the step already made and keyed by item."""
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Any
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -31,23 +31,32 @@ class Batch:
     image_ids: Int[Tensor, " b"] | None = None  # the pinned manifest's number of each picture; equal for pairs of one picture
     kept_patches: Int[Tensor, "b k"] | None = None  # of each picture, what the student sees under patch dropout; None is everything
     randaugment: DrawnRandAugment | None = None  # what the device is still to do to the pictures; drawn on the host, by item
-    mlm_positions: Int[Tensor, " s"] | None = None  # selected positions in the flattened [B * L]; filled in on the host, where counting costs no device sync
-    packing: TextPacking = None  # type: ignore[assignment] # likewise
+    mlm_positions: Int[Tensor, " s"] = field(init=False)  # selected positions in the flattened [B * L]; counted on the host, where that costs no device sync
+    packing: TextPacking = field(init=False)  # likewise
 
     def __post_init__(self) -> None:
-        if self.mlm_positions is None or self.packing is None:
-            object.__setattr__(self, "mlm_positions", torch.nonzero(self.mlm_labels.flatten() != IGNORED).flatten())
-            object.__setattr__(self, "packing", pack_texts(self.attention_mask, self.mlm_labels))
+        object.__setattr__(self, "mlm_positions", torch.nonzero(self.mlm_labels.flatten() != IGNORED).flatten())
+        object.__setattr__(self, "packing", pack_texts(self.attention_mask, self.mlm_labels))
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with all tensors on `device`."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True) for field in dataclasses.fields(self) if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved, packing=self.packing.to(device))
+        """The same batch with all tensors on `device`; without waiting where they are pinned."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """The same batch in memory that a GPU reads by itself: from other memory a copy makes the host wait."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, act: Callable[[Tensor], Tensor]) -> "Batch":
+        """Without `__post_init__`, which on a device would wait for it."""
+        done = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                object.__setattr__(done, name, act(value))
+        object.__setattr__(done, "packing", self.packing.each(act))
+        return done
 
     def pixels(self, dtype: torch.dtype) -> Float[Tensor, "b 3 r r"]:
         """Normalised pictures, augmented where that was left to the device; done here so that bytes travel there, not floats."""

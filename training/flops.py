@@ -50,7 +50,7 @@ def texts_of(batches: Sequence[Batch]) -> Texts:
     """Real tokens of batches on the host; as the trainer's step is meant to be measured, padding of drawn texts is not counted."""
     pairs = sum(len(batch) for batch in batches)
     tokens = sum(int(batch.attention_mask.sum()) for batch in batches) / pairs
-    predicted = sum(len(batch.mlm_positions) for batch in batches if batch.mlm_positions is not None) / pairs
+    predicted = sum(len(batch.mlm_positions) for batch in batches) / pairs
     kept = batches[0].kept_patches
     return Texts(tokens, predicted, drawn_tokens=tokens, kept_patches=None if kept is None else kept.shape[1])
 

@@ -1,6 +1,6 @@
 """Ragged texts as one flat run of tokens without their padding, and the padded grids that attention alone still needs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,9 @@ class Grid:
         tokens: Tensor = _Unpad.apply(slots, self.slot_of_token)
         return tokens
 
-    def to(self, device: torch.device | str) -> "Grid":
-        return Grid(self.token_of_slot.to(device, non_blocking=True), self.slot_of_token.to(device, non_blocking=True), self.full)
+    def each(self, act: Callable[[Tensor], Tensor]) -> "Grid":
+        """The same grid of other tensors, for example moved ones."""
+        return Grid(act(self.token_of_slot), act(self.slot_of_token), self.full)
 
 
 class _Pad(torch.autograd.Function):
@@ -134,13 +135,9 @@ class TextPacking:
     predicted_slots: Int[Tensor, " p"]  # of these in the flattened [B * L]
     mlm_tokens: Int[Tensor, " s"]  # those of the p tokens that MLM really predicts
 
-    def to(self, device: torch.device | str) -> "TextPacking":
-        return TextPacking(
-            self.tokens.to(device),
-            self.predicted.to(device),
-            self.predicted_slots.to(device, non_blocking=True),
-            self.mlm_tokens.to(device, non_blocking=True),
-        )
+    def each(self, act: Callable[[Tensor], Tensor]) -> "TextPacking":
+        """The same packing of other tensors, for example moved ones."""
+        return TextPacking(self.tokens.each(act), self.predicted.each(act), act(self.predicted_slots), act(self.mlm_tokens))
 
 
 def pack_texts(attention_mask: Int[Tensor, "b l"], mlm_labels: Int[Tensor, "b l"]) -> TextPacking:

@@ -31,8 +31,7 @@ def full_batch(model: ModelConfig, predicted: int) -> Batch:
     ids[:, 0] = train.CLS
     labels = torch.full_like(ids, -100)
     labels[:, 1 : 1 + predicted] = ids[:, 1 : 1 + predicted]
-    # from a batch without its packing, which __post_init__ makes anew
-    return dataclasses.replace(batch, input_ids=ids, attention_mask=torch.ones_like(ids), masked_ids=ids, mlm_labels=labels, mlm_positions=None)
+    return dataclasses.replace(batch, input_ids=ids, attention_mask=torch.ones_like(ids), masked_ids=ids, mlm_labels=labels)
 
 
 def counted(model: ModelConfig, batch: Batch, alpha: float, losses: list[str]) -> float:

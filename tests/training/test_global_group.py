@@ -87,7 +87,7 @@ def share(world: World, image_ids: Tensor) -> tuple[Batch, slice]:
     fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name not in ("mlm_positions", "packing")}
     own: dict[str, Any] = {name: value[rows] for name, value in fields.items() if value is not None}
     texts = {name: own[name][:, :longest] for name in ("input_ids", "attention_mask", "masked_ids", "mlm_labels")}
-    return dataclasses.replace(batch, **{**own, **texts, "mlm_positions": None}), rows
+    return dataclasses.replace(batch, **{**own, **texts}), rows
 
 
 def queue() -> FeatureQueue:

@@ -159,7 +159,7 @@ def test_two_groups_in_one_micro_batch_equal_two_micro_batches() -> None:
 def test_longer_padding_changes_nothing() -> None:
     (student, teacher), batch, queue = models(), make_batch(4, 4), FeatureQueue(10, TINY.embed_dim)
     padded = {name: F.pad(getattr(batch, name), (0, 5)) for name in ("input_ids", "attention_mask", "masked_ids")}
-    longer = dataclasses.replace(batch, **padded, mlm_labels=F.pad(batch.mlm_labels, (0, 5), value=-100), mlm_positions=None)
+    longer = dataclasses.replace(batch, **padded, mlm_labels=F.pad(batch.mlm_labels, (0, 5), value=-100))
     objective = pretrainer(student, 4)
     torch.testing.assert_close(objective(longer, teacher, queue, 0.4).total, objective(batch, teacher, queue, 0.4).total, rtol=1e-5, atol=0)
 
@@ -184,7 +184,7 @@ def test_every_choice_of_losses_works_alone_and_sums_by_weight(chosen: list[str]
 
 def test_a_batch_with_nothing_to_predict_has_mlm_loss_zero_and_finite_gradients() -> None:
     (student, teacher), batch, queue = models(), make_batch(4, 4), FeatureQueue(4, TINY.embed_dim)
-    empty = dataclasses.replace(batch, masked_ids=batch.input_ids, mlm_labels=torch.full_like(batch.input_ids, -100), mlm_positions=None)
+    empty = dataclasses.replace(batch, masked_ids=batch.input_ids, mlm_labels=torch.full_like(batch.input_ids, -100))
     output = pretrainer(student, 4)(empty, teacher, queue, 0.4)
     assert output.losses["mlm"].item() == 0
     output.total.backward()

@@ -33,7 +33,6 @@ class MaskedLanguageModeling:
     def __call__(self, step: Step, fused: Sequence[Float[Tensor, "s h"]]) -> Float[Tensor, ""]:
         (states,) = fused
         positions = step.batch.mlm_positions
-        assert positions is not None
         alpha = step.alpha if self.soft_targets else 0.0
         labels = step.batch.mlm_labels.flatten().index_select(0, positions)
         group = positions // (step.batch.mlm_labels.shape[1] * step.group_size)
