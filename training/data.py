@@ -43,6 +43,7 @@ class Collate:
     device_augment: PretrainTransform | None = None  # whose RandAugment is left to the device
     num_patches: int = 0  # of a picture, of which the student sees num_kept_patches
     num_kept_patches: int = 0
+    pin: bool = False  # copy batches to memory that a GPU reads by itself, here, in the loader's threads
 
     def __call__(self, items: MadeItems) -> Batch:
         """B items -> tensors on the CPU; pictures stay uint8, [B, 3, R, R] as a view of [B, R, R, 3]."""
@@ -59,7 +60,7 @@ class Collate:
             mask_id=tokens.mask_id,
         )
         gumbel_i2t, gumbel_t2i = gumbel_noise(keys, self.group_size)
-        return Batch(
+        batch = Batch(
             randaugment=self._drawn(keys),
             images=torch.from_numpy(items.images).permute(0, 3, 1, 2),
             input_ids=input_ids,
@@ -73,6 +74,7 @@ class Collate:
             image_ids=torch.tensor([item.sample for item in items]),
             kept_patches=self._kept_patches(keys),
         )
+        return batch.pinned() if self.pin else batch
 
     def _kept_patches(self, keys: npt.NDArray[np.uint64]) -> torch.Tensor | None:
         if self.num_kept_patches == self.num_patches:
@@ -178,6 +180,7 @@ def build_loader(
                 device_augment,
                 config.model.num_patches,
                 config.num_kept_patches,
+                pin=world.device.type == "cuda",
             ),
             global_batch_size=config.global_batch_size,
             micro_batch_size=micro_batch_size,

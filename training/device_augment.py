@@ -33,7 +33,7 @@ class DrawnRandAugment:
         drawn = [_grouped(operations) for operations in self.operations]
         for stage in itertools.zip_longest(*drawn, fillvalue=()):
             for kind, rows in _rows_by_kind(stage).items():
-                where = torch.tensor(rows).to(images.device, non_blocking=True)  # a blocking copy would make the host wait for all that is queued
+                where = _copied(torch.tensor(rows), images.device)
                 images[where] = self._applied(kind, images[where], [stage[row] for row in rows])
         return images
 
@@ -88,12 +88,17 @@ def warped(images: UInt8[Tensor, "b 3 r r"], matrices: Float64[np.ndarray, "b 2 
     whole = np.concatenate([matrices, np.broadcast_to([[[0.0, 0.0, 1.0]]], (len(matrices), 1, 3))], axis=1)
     to_pixels = np.array([[(side - 1) / 2, 0, (side - 1) / 2], [0, (side - 1) / 2, (side - 1) / 2], [0, 0, 1]])  # from grid_sample's -1..1
     inverse = np.linalg.inv(to_pixels) @ np.linalg.inv(whole) @ to_pixels
-    theta = torch.from_numpy(inverse[:, :2].astype(np.float32)).to(images.device, non_blocking=True)
+    theta = _copied(torch.from_numpy(inverse[:, :2].astype(np.float32)), images.device)
     grey = float(FILL[0])
     with torch.autocast(images.device.type, enabled=False):  # affine_grid is a matrix product, and bfloat16 would round its places by parts of a pixel
         grid = F.affine_grid(theta, list(images.shape), align_corners=True)
         moved = F.grid_sample(images.float() - grey, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
     return (moved + grey).round().clamp(0, 255).to(torch.uint8)
+
+
+def _copied(values: Tensor, device: torch.device) -> Tensor:
+    """From pinned memory to a GPU: any other copy would make the host wait for all that is queued."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def _grouped(operations: Iterable[Operation]) -> list[tuple[Operation, ...]]:
