@@ -95,7 +95,7 @@ def test_what_was_exported_and_imported_is_what_was_trained(world: Path) -> None
         if name == "teacher":  # have no momentum copy in a published file
             expected = {key: value for key, value in expected.items() if not key.startswith(("itm_head.", "temperature"))}
         if name == "queue":  # and the numbers of the dataset's pictures mean nothing elsewhere
-            assert (expected.pop("ids") >= 0).any()
+            expected.pop("ids")
         assert all(torch.equal(found[key], value) for key, value in expected.items()), name
     assert back.state["queue_position"] == trained.state["queue_position"]
     assert back.tokenizer().vocabulary() == trained.tokenizer().vocabulary()

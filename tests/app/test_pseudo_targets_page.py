@@ -89,7 +89,7 @@ def test_a_folder_without_a_checkpoint_is_named(run: Path, tmp_path: Path) -> No
     assert f"albef: {tmp_path}: no checkpoint here" in done.stderr
 
 
-@pytest.mark.parametrize(("kind", "missing"), [("nlvr", "image_projection, text_projection, mlm_head"), ("retrieval", "mlm_head")])
+@pytest.mark.parametrize(("kind", "missing"), [("nlvr", "temperature, image_projection, text_projection, mlm_head"), ("retrieval", "mlm_head")])
 def test_a_teacher_whose_heads_were_never_trained_is_not_asked(run: Path, tmp_path: Path, kind: str, missing: str) -> None:
     torch.save({"model": published_files.tensors(kind)}, tmp_path / "published.pth")
     import_file(str(tmp_path / "published.pth"), str(tmp_path / "checkpoint"), Tokenizer([*SPECIAL, *(f"word{number}" for number in range(35))]))
