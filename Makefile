@@ -26,10 +26,10 @@ demo: $(STAMP)  ## pictures -> shards -> training -> report, about 10 minutes on
 openclipart: $(STAMP)  ## the same stages on 6,000 real, public domain pictures
 	$(BIN)/albef run pipeline/configs/openclipart.yaml --figures docs/benchmarks/openclipart.json
 
-table1: $(STAMP)  ## the paper's Table 1 on the embedded world, 15 runs, under two hours; goes on where it stopped
+table1: $(STAMP)  ## the paper's Table 1 on the embedded world, 15 runs; goes on where it stopped
 	$(BIN)/albef study table1 pipeline/configs/table1_scenes.yaml --docs docs
 
-itm-start: $(STAMP)  ## what makes ITM start, 12 runs, about an hour; goes on where it stopped
+itm-start: $(STAMP)  ## what makes ITM start, 12 runs on the demo's world; goes on where it stopped
 	$(BIN)/albef study itm-start pipeline/configs/demo.yaml --docs docs
 
 check: $(STAMP)  ## formatting, lint, types, import floors
