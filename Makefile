@@ -10,7 +10,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 .PHONY: help install demo openclipart table1 itm-start check test test-slow chaos-ingest clean
 
 help:
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(STAMP)  ## set up .venv (about 7 GB with torch)
 
