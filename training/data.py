@@ -115,7 +115,7 @@ def open_dataset(config: TrainingConfig, resumed: Checkpoint | None, world: Worl
         log.info(
             "dataset %s: manifest %d, %d samples, %d captions%s",
             part.dataset.folder, found.number, found.num_samples, found.num_captions,
-            f"; {100 * part.share:.4g} % of the items drawn are its own" if len(dataset.parts) > 1 else "",
+            f"; {100 * float(part.share):.4g} % of the items drawn are its own" if len(dataset.parts) > 1 else "",
         )  # fmt: skip
     return dataset
 
