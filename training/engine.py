@@ -4,7 +4,7 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.core import config as configuration
 from pipeline.core import stopping, storage
-from pipeline.core.errors import ConfigError, Stopped
+from pipeline.core.errors import Stopped
 from shards.dataset import Dataset
 from shards.loader import Position, ShardLoader
 from shards.order.mixing import MixedDataset
@@ -22,7 +21,7 @@ from shards.quarantine import Entry, num_samples
 from training import checkpoint, distributed, schedule
 from training.batch import Batch
 from training.compilation import compile_blocks, require_compiler
-from training.config import TrainingConfig, divisors
+from training.config import TrainingConfig
 from training.data import build_loader, build_tokenizer, open_dataset
 from training.data_wait import DataWait, WaitFigures, metrics_of, slowest_rank, warning
 from training.distributed import World
@@ -30,13 +29,15 @@ from training.feature_queue import FeatureQueue
 from training.flat_groups import MOMENTS, FlatGroup, adam_state, flat_groups
 from training.global_group import GlobalGroup
 from training.initialise import build_student, load_teacher_and_queue, open_first_weights
-from training.losses import LOSSES, losses_of
+from training.losses import losses_of
 from training.metrics import Metrics
 from training.model import Albef
 from training.model_config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from training.objective import Pretrainer, StepOutput
 from training.optim import parameter_groups
 from training.quarantine_budget import QuarantineBudget, write_quarantine
+from training.resuming import to_go_on_from
+from training.split import split_of
 from training.teacher import Teacher
 from training.throughput import Throughput, matrix_product_rate
 from training.tokenizer import Tokenizer
@@ -89,7 +90,7 @@ class Trainer:
         micro_batch_size, self.accumulation_steps = world.together(lambda: split_of(config, world.world_size))
         if config.compile:
             world.together(lambda: require_compiler(world.device))
-        resumed = world.together(lambda: _to_go_on_from(self.checkpoints, config))
+        resumed = world.together(lambda: to_go_on_from(self.checkpoints, config))
         source = world.together(lambda: None if resumed else open_first_weights(config))  # a run that goes on has every weight of its own
         dataset = open_dataset(config, resumed, world)
         self.tokenizer = world.from_first(world.together(lambda: _tokenizer(config, dataset, resumed, source) if world.rank == 0 else None))
@@ -316,16 +317,6 @@ class Trainer:
         return schedule.alpha(self.config, step, self.loader.steps_per_epoch)
 
 
-def _to_go_on_from(checkpoints: str, config: TrainingConfig) -> checkpoint.Checkpoint | None:
-    """The newest checkpoint of this run, if there is one; raises ConfigError where it is of another."""
-    saved = checkpoint.newest(checkpoints)
-    if saved and saved.published:
-        raise ConfigError(f"{saved.path} has no run of ours behind it to go on with; start from it with training.init.checkpoint in another run.folder")
-    if saved:
-        refuse_changed(config, saved)
-    return saved
-
-
 def push_features(queue: FeatureQueue, world: World, outputs: Sequence[StepOutput]) -> None:
     """What the micro-batches of a step leave for the queue, of all ranks in the order of the global batch; nothing is sent where nobody would read it."""
     pairs = [(output.teacher_image_feat, output.teacher_text_feat) for output in outputs]
@@ -341,78 +332,6 @@ def _in_global_order(micro_batches: Sequence[Tensor], world: World) -> Tensor:
     """Rows of all ranks in one gather: micro-batch a of rank r is slice a * world_size + r of the global batch."""
     gathered = world.gather(torch.stack(list(micro_batches)))
     return gathered.view(world.world_size, len(micro_batches), *gathered.shape[1:]).transpose(0, 1).flatten(0, 2)
-
-
-def split_of(config: TrainingConfig, world_size: int) -> tuple[int, int]:
-    """(micro-batch size, accumulation steps) that make the global batch on this many ranks: any product of the three, with groups left whole.
-
-    Where the global batch is one group it has to be one pass over all ranks.
-    Raises ConfigError when no split exists, naming the numbers of ranks, or the micro-batch sizes, that fit.
-    """
-    if config.negatives == "global":
-        return _in_one_pass(config, world_size), 1
-    per_rank, left = divmod(config.global_batch_size, world_size)
-    if left or per_rank % config.group_size:
-        raise ConfigError(
-            f"training.global_batch_size {config.global_batch_size} cannot be split over {world_size} ranks in groups of {config.group_size}; "
-            f"ranks that fit: {divisors(config.global_batch_size // config.group_size)}"
-        )
-    micro_batch_size = config.micro_batch_size or per_rank
-    if per_rank % micro_batch_size or micro_batch_size % config.group_size:
-        raise ConfigError(
-            f"training.micro_batch_size {micro_batch_size} must divide the {per_rank} pairs a rank has per step and be a multiple of "
-            f"group_size {config.group_size}; sizes that fit: {[config.group_size * groups for groups in divisors(per_rank // config.group_size)]}"
-        )
-    return micro_batch_size, per_rank // micro_batch_size
-
-
-def _in_one_pass(config: TrainingConfig, world_size: int) -> int:
-    """The micro-batch size."""
-    per_rank, left = divmod(config.global_batch_size, world_size)
-    if left:
-        raise ConfigError(
-            f"training.global_batch_size {config.global_batch_size} cannot be split over {world_size} ranks; "
-            f"ranks that fit: {divisors(config.global_batch_size)}"
-        )
-    if config.micro_batch_size not in (None, per_rank):
-        raise ConfigError(
-            f"training.micro_batch_size {config.micro_batch_size} would accumulate, but training.negatives global needs the global batch of "
-            f"{config.global_batch_size} in one pass; on {world_size} ranks set it to {per_rank} or null"
-        )
-    return per_rank
-
-
-# What may differ between a checkpoint and the run that continues it; anything else would be another experiment.
-MAY_CHANGE = {
-    "dataset", "manifest", "cache_gib", "cache_folder", "micro_batch_size", "num_workers", "torch_threads", "log_every_steps", "save_every_steps", "keep_last",
-    "compile", "evaluate_every_steps", "max_skipped_in_a_row", "quarantine_budget", "zero_stage", "init", "data_wait_window_steps", "data_wait_warn_share",
-}  # fmt: skip
-
-
-ABSENT = "not there"
-
-
-def refuse_changed(config: TrainingConfig, saved: checkpoint.Checkpoint) -> None:
-    """Raises ConfigError when a setting that shapes the result differs from the checkpoint's, or is known no more."""
-    before, after = _every_setting(saved.manifest["training"]), _every_setting(config.model_dump(mode="json"))
-    if gone := [key for key in before if key not in after and key.split(".")[0] not in {*MAY_CHANGE, "losses"}]:
-        raise ConfigError(
-            f"training.{gone[0]} does not exist any more, but {saved.path} was trained with it ({before[gone[0]]!r}); "
-            "go on with the version of albef that wrote it, or give run.folder a new name to start another run"
-        )
-    for key in {**after, **before}:
-        if key.split(".")[0] not in MAY_CHANGE and before.get(key, ABSENT) != after.get(key, ABSENT):
-            raise ConfigError(
-                f"training.{key} is {after.get(key, ABSENT)!r}, but {saved.path} was trained with {before.get(key, ABSENT)!r}; "
-                "set it back, or give run.folder a new name to start another run"
-            )
-
-
-def _every_setting(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat, with today's default for what is not said, options of losses too: a setting that came after a checkpoint cannot be set back in it."""
-    losses = {name: (vars(LOSSES[name]()) if name in LOSSES else {}) | (options or {}) for name, options in training["losses"].items()}
-    defaults = TrainingConfig(dataset="any").model_dump(mode="json", exclude={"losses"})
-    return configuration.flatten(defaults) | configuration.flatten({**training, "losses": losses})
 
 
 def _tokenizer(config: TrainingConfig, dataset: Dataset | MixedDataset, resumed: checkpoint.Checkpoint | None, source: Source | None) -> Tokenizer:

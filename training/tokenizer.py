@@ -58,10 +58,6 @@ class Tokenizer:
         """The content of vocab.txt: one word piece a line."""
         return "".join(f"{piece}\n" for piece in self._vocabulary).encode()
 
-    def save(self, path: str) -> None:
-        """Write vocab.txt."""
-        storage.write_bytes(path, self.vocabulary_file())
-
     @classmethod
     def load(cls, path: str) -> "Tokenizer":
         """From a vocab.txt (a path or URL), a local folder that holds one, or a BERT of the Hugging Face hub.

@@ -187,7 +187,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], words: list
 
 def test_the_original_codes_file_comes_back_with_the_same_tensors_under_the_same_keys(tmp_path: Path) -> None:
     golden = Path(__file__).parents[1] / "data" / "albef_tiny" / "checkpoint.pth"
-    Tokenizer([*SPECIAL, *(f"word{number}" for number in range(995))]).save(str(tmp_path / "vocab.txt"))
+    (tmp_path / "vocab.txt").write_bytes(Tokenizer([*SPECIAL, *(f"word{number}" for number in range(995))]).vocabulary_file())
     heads = ["--vision-heads", "4", "--text-heads", "4"]
     assert here("import", str(golden), str(tmp_path / "checkpoint"), "--tokenizer", str(tmp_path / "vocab.txt"), *heads) == 0
     assert here("export", str(tmp_path / "checkpoint"), str(tmp_path / "out.pth"), "--format", "albef") == 0

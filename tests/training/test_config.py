@@ -10,8 +10,8 @@ from pipeline.app.config import RunConfig
 from pipeline.core.config import load
 from pipeline.core.errors import ConfigError
 from training.config import TrainingConfig
-from training.engine import split_of
 from training.losses import losses_of
+from training.split import split_of
 
 CONFIGS = Path(__file__).parents[2] / "pipeline" / "configs"
 ROWS = sorted((CONFIGS / "table1").glob("*.yaml"))

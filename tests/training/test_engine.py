@@ -18,7 +18,7 @@ from pipeline.core import storage
 from pipeline.core.errors import ConfigError
 from training import checkpoint
 from training.config import TrainingConfig
-from training.engine import refuse_changed
+from training.resuming import refuse_changed
 
 
 @pytest.fixture(scope="module")

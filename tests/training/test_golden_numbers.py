@@ -19,14 +19,22 @@ from training.batch import Batch
 from training.feature_queue import FeatureQueue
 from training.losses import LOSSES
 from training.model import Albef
+from training.model_config import ModelConfig
 from training.objective import Pretrainer, StepOutput
 from training.optim import parameter_groups
 from training.step import Negatives, Step
-from training.weights import Published, import_published, published_names
+from training.weights import Published, import_published
+from training.weights.names import STUDENT, VARIANTS, key_table
 
 DATA = Path(__file__).parents[1] / "data"
 MOMENTUM = 0.995
 WAYS = ["fused", "plain"]
+
+
+def published_keys(sizes: ModelConfig) -> dict[str, str]:
+    """Our student's parameters -> their keys in a published pre-training file; of two keys the first."""
+    table = key_table(VARIANTS["pretrain"], sizes)
+    return {ours.removeprefix(STUDENT): theirs for theirs, ours in reversed(table.items()) if ours.startswith(STUDENT)}
 
 
 class Golden:
@@ -49,7 +57,7 @@ class Golden:
 
     def name(self, ours: str) -> str:
         """The published name as the original's named_parameters() gives it (the decoder's bias has two names there)."""
-        return published_names(self.student.config)[ours]
+        return published_keys(self.student.config)[ours]
 
     def batch(self, inputs: str, masks: str) -> Batch:
         t, b = self.tensors, self.group_size

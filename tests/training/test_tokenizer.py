@@ -29,7 +29,7 @@ HARD = [
 
 def test_ids_equal_those_of_transformers_without_its_sep(tmp_path: Path) -> None:
     tokenizer = train_vocabulary(CAPTIONS, 120)
-    tokenizer.save(str(tmp_path / "vocab.txt"))
+    (tmp_path / "vocab.txt").write_bytes(tokenizer.vocabulary_file())
     theirs = BertTokenizer(str(tmp_path / "vocab.txt"))
     ours, mask = tokenizer.encode(CAPTIONS + [text for text in HARD if "[" not in text], max_length=512)
     for row, kept, text in zip(ours, mask, CAPTIONS + [text for text in HARD if "[" not in text], strict=True):
@@ -63,7 +63,7 @@ def test_a_trained_vocabulary_has_the_asked_size_and_is_the_same_every_time() ->
 
 def test_a_vocabulary_survives_saving_as_file_or_folder(tmp_path: Path) -> None:
     tokenizer = train_vocabulary(CAPTIONS, 120)
-    tokenizer.save(str(tmp_path / "vocab.txt"))
+    (tmp_path / "vocab.txt").write_bytes(tokenizer.vocabulary_file())
     for place in (tmp_path, tmp_path / "vocab.txt"):
         loaded = Tokenizer.load(str(place))
         assert loaded.vocabulary() == tokenizer.vocabulary()

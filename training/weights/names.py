@@ -107,12 +107,6 @@ def shared_keys(variant: Variant, sizes: ModelConfig) -> list[tuple[str, str]]:
     return [*pairs, *((teacher_key(one), teacher_key(other)) for one, other in pairs if variant.teacher)]
 
 
-def published_names(sizes: ModelConfig) -> dict[str, str]:
-    """Our student's parameters -> their keys in a published pre-training file; of two keys the first."""
-    table = key_table(VARIANTS["pretrain"], sizes)
-    return {ours.removeprefix(STUDENT): theirs for theirs, ours in reversed(table.items()) if ours.startswith(STUDENT)}
-
-
 def bert_table(text_layers: int, fusion_layers: int, cross_attention: bool = True) -> Iterator[tuple[str, str]]:
     """(theirs, ours) of a BERT's embeddings and layers, cut in two: fusion layers count on after the text layers."""
     yield from _embeddings("text_encoder.")

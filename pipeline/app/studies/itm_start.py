@@ -1,10 +1,8 @@
 """What makes ITM start: one thing changed at a time around the demo's setting, and the held-out ITM loss as training goes on."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,7 +12,7 @@ from eval.tasks.retrieval.matching import PRIOR_ENTROPY
 from pipeline.app.plots import png
 from pipeline.app.studies.grid import Overrides, Run
 from pipeline.app.studies.intervals import difference, interval
-from pipeline.app.studies.study import BOUNDS, Row, Study, row
+from pipeline.app.studies.study import BOUNDS, Row, Study, rendered, row
 
 DEMO = "demo"
 SETTINGS: Overrides = (
@@ -123,14 +121,9 @@ def _draw(axes: Axes, runs: Sequence[Run], title: str, colour: str) -> None:
 
 def page(record: Mapping[str, Any]) -> str:
     """docs/itm_start.md from the committed figures alone."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     figures = {figure["case"]: figure for figure in record["rows"]}
     factors = {factor: {name: title for name, (title, _) in of.items() if f"{name}/itm_loss" in figures} for factor, of in FACTORS.items()}
-    return environment.get_template("itm_start.md.jinja").render(
-        record=record, figures=figures, factors=factors, prior=PRIOR_ENTROPY, below=STARTED_BELOW, picture=PICTURE
-    )
+    return rendered("itm_start.md.jinja", record=record, figures=figures, factors=factors, prior=PRIOR_ENTROPY, below=STARTED_BELOW, picture=PICTURE)
 
 
 ITM_START = Study("itm-start", variants(), seeds=1, settings=SETTINGS, tell=tell, page=page, pictures=lambda runs: {PICTURE: plot(runs)}, always=(DEMO,))

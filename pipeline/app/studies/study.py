@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from pipeline.app.config import RunConfig
 from pipeline.app.figures import commit, machine
 from pipeline.app.studies.grid import Overrides, Run, carry_out, folder_of, runs_of
@@ -84,6 +86,14 @@ def row(case: str, unit: str, found: Interval, note: str) -> Row:
     empty = {"peer": None, "peer_name": None, "ratio": None}
     seeds = [round(value, 3) + 0.0 for value in found.seeds]
     return {"case": case, "unit": unit, "ours": three[0], **empty, "note": note, "low": three[1], "high": three[2], "seeds": seeds}
+
+
+def rendered(template: str, **context: Any) -> str:
+    """A study's page; a name that the template asks for and the context lacks is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(**context)
 
 
 def _chosen(study: Study, only: Sequence[str] | None) -> Mapping[str, Overrides]:

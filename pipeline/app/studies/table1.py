@@ -2,16 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import jinja2
 
 from eval.suite import read_outcomes
 from eval.task import Outcomes
 from pipeline.app.studies.grid import Overrides, Run
 from pipeline.app.studies.intervals import CONFIDENCE, RESAMPLES, difference, interval
-from pipeline.app.studies.study import BOUNDS, Row, Study, row
+from pipeline.app.studies.study import BOUNDS, Row, Study, rendered, row
 
 
 class TableRow(NamedTuple):
@@ -78,15 +75,12 @@ def tell(runs: Sequence[Run]) -> list[Row]:
 
 def page(record: Mapping[str, Any]) -> str:
     """docs/table1.md from the committed figures alone."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     figures = {figure["case"]: figure for figure in record["rows"]}
     names = [name for name in TITLES if any(case.startswith(f"{name}/") for case in figures)]
     steps = _neighbours(names)
     compared = [_difference(after, before, metric) for before, after in steps for metric in METRICS if _is_comparable(before, metric)]
-    return environment.get_template("table1.md.jinja").render(
-        record=record, figures=figures, names=names, steps=steps, titles=TITLES, metrics=METRICS, itc_metrics=ITC_METRICS,
+    return rendered(
+        "table1.md.jinja", record=record, figures=figures, names=names, steps=steps, titles=TITLES, metrics=METRICS, itc_metrics=ITC_METRICS,
         num_compared=len(compared), confidence=CONFIDENCE, resamples=RESAMPLES, sentences=[_sentence(figures, before, after) for before, after in steps],
     )  # fmt: skip
 

@@ -1,0 +1,50 @@
+"""Whether a run may go on from the checkpoint in its folder: only where nothing that shapes the result has changed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.core import config as configuration
+from pipeline.core.errors import ConfigError
+from training import checkpoint
+from training.config import TrainingConfig
+from training.losses import LOSSES
+
+# What may differ between a checkpoint and the run that continues it; anything else would be another experiment.
+MAY_CHANGE = {
+    "dataset", "manifest", "cache_gib", "cache_folder", "micro_batch_size", "num_workers", "torch_threads", "log_every_steps", "save_every_steps", "keep_last",
+    "compile", "evaluate_every_steps", "max_skipped_in_a_row", "quarantine_budget", "zero_stage", "init", "data_wait_window_steps", "data_wait_warn_share",
+}  # fmt: skip
+ABSENT = "not there"
+
+
+def to_go_on_from(checkpoints: str, config: TrainingConfig) -> checkpoint.Checkpoint | None:
+    """The newest checkpoint of this run, if there is one; raises ConfigError where it is of another."""
+    saved = checkpoint.newest(checkpoints)
+    if saved and saved.published:
+        raise ConfigError(f"{saved.path} has no run of ours behind it to go on with; start from it with training.init.checkpoint in another run.folder")
+    if saved:
+        refuse_changed(config, saved)
+    return saved
+
+
+def refuse_changed(config: TrainingConfig, saved: checkpoint.Checkpoint) -> None:
+    """Raises ConfigError when a setting that shapes the result differs from the checkpoint's, or is known no more."""
+    before, after = _every_setting(saved.manifest["training"]), _every_setting(config.model_dump(mode="json"))
+    if gone := [key for key in before if key not in after and key.split(".")[0] not in {*MAY_CHANGE, "losses"}]:
+        raise ConfigError(
+            f"training.{gone[0]} does not exist any more, but {saved.path} was trained with it ({before[gone[0]]!r}); "
+            "go on with the version of albef that wrote it, or give run.folder a new name to start another run"
+        )
+    for key in {**after, **before}:
+        if key.split(".")[0] not in MAY_CHANGE and before.get(key, ABSENT) != after.get(key, ABSENT):
+            raise ConfigError(
+                f"training.{key} is {after.get(key, ABSENT)!r}, but {saved.path} was trained with {before.get(key, ABSENT)!r}; "
+                "set it back, or give run.folder a new name to start another run"
+            )
+
+
+def _every_setting(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat, with today's default for what is not said, options of losses too: a setting that came after a checkpoint cannot be set back in it."""
+    losses = {name: (vars(LOSSES[name]()) if name in LOSSES else {}) | (options or {}) for name, options in training["losses"].items()}
+    defaults = TrainingConfig(dataset="any").model_dump(mode="json", exclude={"losses"})
+    return configuration.flatten(defaults) | configuration.flatten({**training, "losses": losses})
