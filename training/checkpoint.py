@@ -78,6 +78,9 @@ class Checkpoint:
         file = f"{name}.safetensors"
         return safetensors.torch.load(_verified_bytes(self, file))
 
+    def slices(self, name: str) -> "_Slices":
+        return _Slices(self.tensors(name))
+
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(_verified_bytes(self, "vocab.txt").decode().rstrip("\n").split("\n"))
 
@@ -85,6 +88,14 @@ class Checkpoint:
         """Read every file back and compare; raises DataError on the first difference."""
         for file in self.manifest["files"]:
             _verified_bytes(self, file)
+
+
+class _Slices:
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def read(self, name: str, start: int, length: int) -> Tensor:
+        return self._tensors[name].reshape(-1).narrow(0, start, length)
 
 
 def name_of(step: int) -> str:

@@ -129,10 +129,21 @@ class TrainingConfig(Section):
     augment_on: Literal["cpu", "device"] = Field(default="cpu", description="where RandAugment runs; device: the same draws, in batches, beside the model")
 
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="compute type; parameters stay fp32 (DeepSpeed torch_autocast)")
+    bf16_params: bool = Field(
+        default=False,
+        description="keep the computing parameters and their gradients in bf16 beside ZeRO's fp32 masters: less memory; rounds temperature and norms",
+    )
     compile: bool = Field(
         default=False, description="torch.compile every block on its own: minutes at the start (it needs a C++ compiler), fewer passes over memory later"
     )
-    zero_stage: Literal[1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
+    activation_checkpointing: bool = Field(
+        default=False, description="keep only what goes into a block and compute the block again in the backward pass: less memory, about a third more compute"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=1,
+        description="what DeepSpeed cuts over ranks: nothing (0), AdamW's state (1), gradients too (2), parameters too (3); 2 and 3 are for larger models",
+    )
+    offload: Literal["none", "optimizer"] = Field(default="none", description="optimizer: AdamW's state and its step are on the CPU (zero_stage 1 to 3)")
     seed: int = Field(default=42, ge=0, description="seed of order, crops, masks, draws, dropout and first weights")
     num_workers: int = Field(default=4, ge=0, description="threads per rank that read and decode")
     torch_threads: int | None = Field(default=None, ge=1, description="CPU threads per rank; null divides the cores by the local ranks")
@@ -187,6 +198,13 @@ class TrainingConfig(Section):
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} is not a multiple of {STAIR_STEPS}, the stairs that schedule original_code climbs in; "
                 "take one, or schedule paper"
             )
+        if self.bf16_params and (self.precision != "bf16" or self.zero_stage == 0):
+            raise ValueError(
+                f"bf16_params needs precision bf16 and zero_stage 1 to 3, found {self.precision} and {self.zero_stage}: "
+                "without ZeRO's fp32 masters small updates would be rounded away"
+            )
+        if self.offload != "none" and self.zero_stage == 0:
+            raise ValueError("offload optimizer needs zero_stage 1 to 3, found 0: stage 0 keeps AdamW's state with the parameters")
         if self.manifest is not None and not isinstance(self.dataset, str):
             raise ValueError("manifest pins one dataset; of a blend, give each dataset its own manifest")
         if self.global_batch_size % self.pairs_per_group:

@@ -66,7 +66,7 @@ def load_teacher_and_queue(source: Source, config: ModelConfig, teacher: Teacher
     weights = at_image_size(source.weights, config.image_size, source.path)
     if weights.teacher is not None:
         trained = {name: value for name, value in weights.teacher.items() if name not in source.fresh}
-        teacher.load_state_dict(teacher.state_dict() | trained)
+        teacher.load(trained)
         log.info("teacher starts from %s", source.path)
     if weights.queue is None:
         return

@@ -12,7 +12,8 @@ from training.losses import LOSSES
 # What may differ between a checkpoint and the run that continues it; anything else would be another experiment.
 MAY_CHANGE = {
     "dataset", "manifest", "cache_gib", "cache_folder", "micro_batch_size", "num_workers", "torch_threads", "log_every_steps", "save_every_steps", "keep_last",
-    "compile", "evaluate_every_steps", "max_skipped_in_a_row", "quarantine_budget", "zero_stage", "init", "data_wait_window_steps", "data_wait_warn_share",
+    "compile", "evaluate_every_steps", "max_skipped_in_a_row", "quarantine_budget", "zero_stage", "offload", "activation_checkpointing", "init",
+    "data_wait_window_steps", "data_wait_warn_share",
 }  # fmt: skip
 ABSENT = "not there"
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from training.kernels.vocabulary import Decoder
+from training.kernels.vocabulary import Decoder, Targets, vocabulary_cross_entropy
 from training.model_config import ModelConfig
 from training.packing import Grid
 
@@ -194,6 +194,20 @@ class FusionEncoder(nn.Module):
         return computed
 
 
+class VocabularyDecoder(nn.Linear):
+    """From states to words. The loss is made in its forward pass, since ZeRO-3 has a module's weights at hand in the passes of that module alone."""
+
+    def forward(self, hidden: Float[Tensor, "*rows h"], targets: Targets | None = None) -> Tensor:
+        """Logits [*rows, V], or with targets the scalar loss."""
+        if targets is None:
+            return super().forward(hidden)
+        return vocabulary_cross_entropy(self.of(hidden), *targets)
+
+    def of(self, hidden: Float[Tensor, "s h"]) -> Decoder:
+        """States and the layer, of which a kernel makes logits piece by piece."""
+        return Decoder(hidden, self.weight, self.bias)
+
+
 class MaskedLanguageHead(nn.Module):
     """Logits over the vocabulary; the decoder's weight is the word embedding table itself."""
 
@@ -201,7 +215,7 @@ class MaskedLanguageHead(nn.Module):
         super().__init__()
         self.transform = nn.Linear(config.text_hidden, config.text_hidden)
         self.norm = nn.LayerNorm(config.text_hidden, eps=NORM_EPS)
-        self.decoder = nn.Linear(config.text_hidden, config.vocab_size)
+        self.decoder = VocabularyDecoder(config.text_hidden, config.vocab_size)
         self.decoder.weight = word_embedding.weight
 
     def forward(self, hidden: Float[Tensor, "*rows h"]) -> Float[Tensor, "*rows v"]:
@@ -210,7 +224,12 @@ class MaskedLanguageHead(nn.Module):
 
     def decoder_of(self, hidden: Float[Tensor, "s h"]) -> Decoder:
         """All of `forward` but its last product, which makes the large matrix."""
-        return Decoder(self._transformed(hidden), self.decoder.weight, self.decoder.bias)
+        return self.decoder.of(self._transformed(hidden))
+
+    def cross_entropy(self, hidden: Float[Tensor, "s h"], targets: Targets) -> Float[Tensor, ""]:
+        """The loss of these states, without the large matrix as a whole."""
+        loss: Tensor = self.decoder(self._transformed(hidden), targets)
+        return loss
 
     def _transformed(self, hidden: Float[Tensor, "*rows h"]) -> Float[Tensor, "*rows h"]:
         states: Tensor = self.norm(F.gelu(self.transform(hidden)))

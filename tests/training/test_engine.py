@@ -244,11 +244,12 @@ from pathlib import Path
 from pipeline.app.config import RunConfig
 from pipeline.core.config import load
 from training import distributed, engine
+from training.training_run import put_together
 
 config = load(RunConfig, Path(sys.argv[1]), []).training
-trainer = engine.Trainer(config, Path(sys.argv[2]), distributed.start(config.torch_threads), None)
+trainer = engine.Trainer(put_together(config, Path(sys.argv[2]), distributed.start(config.torch_threads)))
 trainer.train()
-reader = trainer.loader.dataset.parts[0].dataset.reader
+reader = trainer.run.loader.dataset.parts[0].dataset.reader
 later = 1000 * reader.options.piece_bytes
 reader.prefetch(config.dataset + "/later.tar", 0, later, later)
 trainer.close()

@@ -1,5 +1,6 @@
 """First weights of a whole model: a run starts from a checkpoint, an export or a published file as it was, or says in one line why not."""
 
+import copy
 import logging
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from training import checkpoint
 from training.config import InitConfig, TrainingConfig
 from training.data import build_tokenizer
 from training.feature_queue import UNKNOWN, FeatureQueue
-from training.flat_groups import FlatGroup, Placement
 from training.initialise import build_student, load_teacher_and_queue, open_first_weights
 from training.model import Albef
 from training.model_config import ModelConfig
@@ -24,6 +24,7 @@ from training.tokenizer import SPECIAL, Tokenizer
 from training.weights.conversion import export, import_file
 from training.weights.published import published_from
 from training.weights.sources import open_source
+from training.zero.partition import partition_of
 
 WORDS = Tokenizer([*SPECIAL, *(f"word{number}" for number in range(35))])
 SIZES = ModelConfig(
@@ -47,12 +48,9 @@ def tokenizer_from(config: TrainingConfig, dataset: Dataset) -> Tokenizer:
 
 
 def teacher_of(student: Albef) -> Teacher:
-    """As DeepSpeed would lay out its weights for one rank."""
-    placements, offset = [], 0
-    for name, parameter in student.named_parameters():
-        placements.append(Placement(name, offset, parameter.shape))
-        offset += parameter.numel()
-    return Teacher(student, [FlatGroup(torch.zeros(offset), torch.zeros(offset), tuple(placements), rank=0, world_size=1)], momentum=0.9)
+    """Of a run on one rank."""
+    partition = partition_of(torch.optim.AdamW(student.parameters()), student, zero_stage=0, rank=0, world_size=1)
+    return Teacher(copy.deepcopy(student), partition, momentum=0.9, compute_type=torch.float32)
 
 
 @pytest.fixture
@@ -93,7 +91,7 @@ def test_where_first_weights_were_never_trained_the_teacher_is_the_students_copy
     source, teacher = open_source(str(tmp_path / "checkpoint")), teacher_of(student)
     load_teacher_and_queue(source, sizes, teacher, FeatureQueue(6, sizes.embed_dim))
     own, expected = dict(student.named_parameters()), imported.tensors("teacher")
-    for name, value in teacher.state_dict().items():
+    for name, value in teacher.model.named_parameters():
         assert torch.equal(value, own[name] if name in imported.fresh else expected[name]), name
     assert bool(imported.fresh) == (kind != "pretrain")
 

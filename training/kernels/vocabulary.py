@@ -23,6 +23,15 @@ class Decoder(NamedTuple):
         return product.to(torch.promote_types(dtype, torch.float32))
 
 
+class Targets(NamedTuple):
+    """What S predictions are held against; see `vocabulary_cross_entropy`."""
+
+    teacher: Decoder | None
+    labels: Int[Tensor, " s"]
+    row_weights: Float[Tensor, " s"]
+    alpha: float
+
+
 def vocabulary_cross_entropy(
     student: Decoder,
     teacher: Decoder | None,

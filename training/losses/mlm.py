@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from training.kernels.vocabulary import vocabulary_cross_entropy
+from training.kernels.vocabulary import Targets
 from training.losses.options import Weight
 from training.passes import FusionRows
 from training.step import Read, Step
@@ -38,7 +38,8 @@ class MaskedLanguageModeling:
         group = positions // (step.batch.mlm_labels.shape[1] * step.group_size)
         teacher = step.teacher_mlm_decoder if alpha > 0 else None
         counts = step.mean_over_ranks(tokens_of_groups(group, step.num_groups))
-        return vocabulary_cross_entropy(step.student.mlm_head.decoder_of(states), teacher, labels, weights_of_group_means(group, counts), alpha)
+        loss: Tensor = step.student.mlm_head.cross_entropy(states, Targets(teacher, labels, weights_of_group_means(group, counts), alpha))
+        return loss
 
 
 def tokens_of_groups(group: Int[Tensor, " s"], num_groups: int) -> Float[Tensor, " n"]:

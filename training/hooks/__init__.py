@@ -1,0 +1,1 @@
+"""What looks on at the training loop, or acts between its steps."""

@@ -1,0 +1,1 @@
+"""DeepSpeed's engine, and what ZeRO keeps where: the only room that knows DeepSpeed's internals (0.19)."""

@@ -1,0 +1,78 @@
+"""DeepSpeed's engine for the pre-training objective, at each ZeRO stage."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.config import TrainingConfig
+from training.distributed import World
+from training.objective import Pretrainer
+from training.optim import parameter_groups
+
+
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that takes no step with a non-finite gradient, and clips: what ZeRO's optimizers do by themselves, and DeepSpeed's stage 0 does not.
+
+    `overflow` and `_global_grad_norm` have the names under which DeepSpeed's engine looks for them.
+    """
+
+    max_grad_norm = 0.0
+    overflow = False
+    _global_grad_norm: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        gradients = [parameter.grad for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.overflow = not bool(torch.isfinite(norm))
+        self._global_grad_norm = torch.full_like(norm, torch.inf) if self.overflow else norm
+        if self.overflow:
+            return None
+        if 0 < self.max_grad_norm < norm:
+            torch._foreach_mul_(gradients, self.max_grad_norm / norm)
+        return super().step(closure)
+
+
+def deepspeed_engine(config: TrainingConfig, pretrainer: Pretrainer, world: World, micro_batch_size: int) -> Any:
+    """The engine around the objective; it takes the student's parameters over, and under stage 3 cuts them up."""
+    import deepspeed
+
+    deepspeed.utils.logging.set_log_level_from_string("warning")
+    recipe = config.optimizer
+    groups = parameter_groups(pretrainer.student, recipe.weight_decay, recipe.temperature_lr_scale)
+    fused = world.device.type == "cuda" and config.offload == "none"
+    adamw = (GuardedAdamW if config.zero_stage == 0 else torch.optim.AdamW)(groups, lr=recipe.peak_lr, betas=recipe.betas, eps=recipe.epsilon, fused=fused)
+    if isinstance(adamw, GuardedAdamW):
+        adamw.max_grad_norm = recipe.max_grad_norm
+    settings = {
+        "train_batch_size": config.global_batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": config.global_batch_size // (micro_batch_size * world.world_size),
+        "gradient_clipping": 0.0 if config.zero_stage == 0 else recipe.max_grad_norm,
+        "zero_optimization": _zero(config),
+        "bf16": {"enabled": config.bf16_params},
+        "torch_autocast": {"enabled": config.precision == "bf16" and not config.bf16_params, "dtype": "bfloat16"},
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, so that an offloaded run gives what another gives
+        "steps_per_print": 1_000_000_000,
+    }
+    engine, *_ = deepspeed.initialize(model=pretrainer.to(world.device), optimizer=adamw, config=settings, dist_init_required=False)
+    if config.zero_stage == 3:
+        gather_small(engine.optimizer)
+    return engine
+
+
+def gather_small(zero: Any) -> None:
+    """Stage 3's parameters that stay whole between steps; every rank must call.
+
+    DeepSpeed does it after each step only: what reads one outside its own module (the temperature) would lose the first step's gradient in silence.
+    """
+    if zero.persistent_parameters:
+        zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+def _zero(config: TrainingConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload == "optimizer":
+        settings["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return settings
