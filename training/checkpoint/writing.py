@@ -16,16 +16,17 @@ from training.checkpoint.sums import Damaged, check_file
 from training.tokenizer import Tokenizer
 from training.weights.files import write_once
 
-DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+DTYPES = {  # in the order in which the library writes them: what needs the widest alignment comes first
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16",
+    torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 PIECE = 1 << 24  # bytes written at once: what an object store's client copies of a tensor
 
 
 def encoded(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
     """A safetensors file in pieces, byte for byte the library's own, but without a second copy of all tensors."""
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    order = list(DTYPES)
+    ordered = sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0]))
     header, end = {}, 0
     for name, tensor in ordered:
         begin, end = end, end + tensor.numel() * tensor.element_size()
