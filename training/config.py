@@ -158,6 +158,10 @@ class TrainingConfig(Section):
     )
     save_every_steps: int = Field(default=1000, ge=1, description="optimizer steps between checkpoints; the last step always saves")
     keep_last: int = Field(default=2, ge=1, description="checkpoints kept, the newest ones")
+    keep_every_steps: int | None = Field(default=None, ge=1, description="checkpoints at multiples of this many optimizer steps are kept for good; null none")
+    save_patience_s: float = Field(
+        default=600, ge=0, description="seconds for which a full disk or a store that does not answer is tried again, before the run stops with exit code 4"
+    )
     evaluate_every_steps: int | None = Field(default=None, ge=1, description="optimizer steps between evaluations on the validation split; null never")
     max_skipped_in_a_row: int = Field(default=10, ge=1, description="skipped steps (non-finite loss or gradient) in a row before the run stops")
     quarantine_budget: float = Field(

@@ -7,25 +7,34 @@ from pipeline.core import config as configuration
 from pipeline.core.errors import ConfigError
 from training import checkpoint
 from training.config import TrainingConfig
+from training.distributed import World
 from training.losses import LOSSES
 
 # What may differ between a checkpoint and the run that continues it; anything else would be another experiment.
 MAY_CHANGE = {
     "dataset", "manifest", "cache_gib", "cache_folder", "micro_batch_size", "num_workers", "torch_threads", "log_every_steps", "save_every_steps", "keep_last",
     "compile", "evaluate_every_steps", "max_skipped_in_a_row", "quarantine_budget", "zero_stage", "offload", "activation_checkpointing", "init",
-    "data_wait_window_steps", "data_wait_warn_share",
+    "data_wait_window_steps", "data_wait_warn_share", "keep_every_steps", "save_patience_s",
 }  # fmt: skip
 ABSENT = "not there"
 
 
-def to_go_on_from(checkpoints: str, config: TrainingConfig) -> checkpoint.Checkpoint | None:
-    """The newest checkpoint of this run, if there is one; raises ConfigError where it is of another."""
-    saved = checkpoint.newest(checkpoints)
-    if saved and saved.published:
-        raise ConfigError(f"{saved.path} has no run of ours behind it to go on with; start from it with training.init.checkpoint in another run.folder")
+def to_go_on_from(checkpoints: str, config: TrainingConfig, world: World) -> checkpoint.Checkpoint | None:
+    """The newest whole checkpoint of this run, if there is one; every rank must call, and verifies its share of the files.
+
+    Raises ConfigError where it is of another run.
+    """
+    saved = checkpoint.newest(checkpoints, world)
     if saved:
-        refuse_changed(config, saved)
+        world.together(lambda: refuse_another(config, saved))
     return saved
+
+
+def refuse_another(config: TrainingConfig, saved: checkpoint.Checkpoint) -> None:
+    """Raises ConfigError when there is no run behind the checkpoint, or one whose settings were others."""
+    if saved.published:
+        raise ConfigError(f"{saved.path} has no run of ours behind it to go on with; start from it with training.init.checkpoint in another run.folder")
+    refuse_changed(config, saved)
 
 
 def refuse_changed(config: TrainingConfig, saved: checkpoint.Checkpoint) -> None:

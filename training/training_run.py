@@ -101,7 +101,7 @@ def put_together(config: TrainingConfig, run_folder: Path, world: World) -> Trai
     micro_batch_size, accumulation_steps = world.together(lambda: split_of(config, world.world_size))
     if config.compile:
         world.together(lambda: require_compiler(world.device))
-    resumed = world.together(lambda: to_go_on_from(checkpoints_of(run_folder), config))
+    resumed = to_go_on_from(checkpoints_of(run_folder), config, world)
     source = world.together(lambda: None if resumed else open_first_weights(config))  # a run that goes on has every weight of its own
     dataset = open_dataset(config, resumed, world)
     tokenizer = world.from_first(world.together(lambda: _tokenizer(config, dataset, resumed, source) if world.rank == 0 else None))

@@ -25,6 +25,7 @@ class Report:
         rate = matrix_product_rate(run.world.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
         self._throughput = Throughput(run.student.config, run.losses, config.pairs_per_group, config.queue_size, rate)
         self._gradient_norms: dict[str, float] = {}
+        self._added: dict[str, float] = {}
         first = run.world.rank == 0
         self.metrics = Metrics(run.folder / "train", run.state.step, run.total_steps, config.log_every_steps) if first else None
 
@@ -37,12 +38,17 @@ class Report:
             totals = self._run.world.sum(torch.stack(list(squares.values())))
             self._gradient_norms = dict(zip((f"grad_norm/{tower}" for tower in squares), totals.sqrt().tolist(), strict=True))
 
+    def add(self, figures: dict[str, float]) -> None:
+        """To the next step's record."""
+        self._added |= figures
+
     def after_step(self, done: StepDone) -> None:
         self.data_wait.record(done.data_wait_s, done.step_s)
         ranks = self._data_wait_of_ranks() if done.step % self._run.config.log_every_steps == 0 else []
         if self.metrics is None:
             return
-        values = done.losses | self._use_of_device(done) | self._progress(done) | self._gradient_norms | self._of_data(done.step, ranks)
+        added, self._added = self._added, {}
+        values = added | done.losses | self._use_of_device(done) | self._progress(done) | self._gradient_norms | self._of_data(done.step, ranks)
         self.metrics.record(done.step, values, [asdict(figures) for figures in ranks])
 
     def close(self) -> None:

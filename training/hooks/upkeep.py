@@ -1,6 +1,7 @@
 """Saving, evaluating and stopping, in this order, so that whatever ends a run leaves a checkpoint."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.core import stopping, storage
+from pipeline.core import stopping
 from pipeline.core.errors import Stopped
 from shards.quarantine import Entry, num_samples
 from training import checkpoint, snapshot
@@ -25,6 +26,7 @@ class Upkeep:
 
     def __init__(self, run: TrainingRun, report: Report, evaluate: Callable[[Path], dict[str, float]] | None) -> None:
         self._run, self._report, self._evaluate = run, report, evaluate
+        self._saver = checkpoint.Saver(run.checkpoints, run.world, run.config.keep_last, run.config.keep_every_steps, run.config.save_patience_s)
         dataset = run.loader.dataset
         self._budget = QuarantineBudget(run.config.quarantine_budget, dataset.num_samples, dataset.name_of)
 
@@ -36,11 +38,13 @@ class Upkeep:
         run, config = self._run, self._run.config
         reason, within_budget = self._asked_of_all()
         scored = self._evaluate is not None and config.evaluate_every_steps is not None and done.step % config.evaluate_every_steps == 0
-        if reason or scored or not within_budget or done.step % config.save_every_steps == 0 or done.step >= run.total_steps:
-            path = self._save()
-            if scored and self._report.metrics and self._evaluate:
-                self._report.metrics.record(done.step, {f"val/{name}": value for name, value in self._evaluate(Path(path)).items()})
-            run.world.barrier()
+        ends = reason is not None or not within_budget or done.step >= run.total_steps
+        if ends or scored or done.step % config.save_every_steps == 0:
+            self._save()
+        if ends or scored:
+            self._saver.wait()
+        if scored:
+            self._score(done.step)
         self._budget.check([] if within_budget else run.loader.quarantine)
         if reason and done.step < run.total_steps:
             raise Stopped(f"training stopped at step {done.step} of {run.total_steps}: {reason}; {stopping.how_to_continue(reason)}")
@@ -54,34 +58,41 @@ class Upkeep:
         pass
 
     def _asked_of_all(self) -> tuple[str | None, bool]:
-        """Why to stop, and whether the quarantine is within its budget: the same answers on every rank, so that all stop at the same step."""
+        """Why to stop, and whether the quarantine is within its budget: the same answers on every rank, so that all stop at the same step.
+
+        Raises Stopped where the checkpoint before could not be written.
+        """
         run = self._run
         own = stopping.stop_reason(run.folder)
         if run.state.skipped_in_a_row >= run.config.max_skipped_in_a_row:
             own = f"{run.state.skipped_in_a_row} steps in a row were skipped for a non-finite loss or gradient"
         shared, unshared = run.loader.quarantine_counts
-        asked = torch.tensor([float(own is not None), float(unshared)], device=run.world.device)
-        anyone, unshared_by_all = run.world.sum(asked).tolist()
+        asked = torch.tensor([float(own is not None), float(unshared), float(self._saver.failed)], device=run.world.device)
+        anyone, unshared_by_all, failed = run.world.sum(asked).tolist()
+        if failed:
+            self._saver.wait()  # which raises on every rank
         within_budget = self._budget.allows(shared + round(unshared_by_all))  # of what several ranks met too much is counted: then count exactly
         within_budget = within_budget or self._budget.allows(num_samples(run.loader.share_quarantine(run.world.of_all)))
         return (own or "another rank was asked to stop") if anyone else None, within_budget
 
-    def _save(self) -> str:
-        run = self._run
+    def _save(self) -> None:
+        """Take a snapshot and begin to write it; training may go on at once."""
+        run, began = self._run, time.perf_counter()
         quarantine = run.loader.share_quarantine(run.world.of_all)
         sources = _summed(run.world.of_all(run.loader.sources(run.state.position, quarantine)))
         tensors = snapshot.take(run.partition, run.teacher, run.queue)
-        everything: list[snapshot.Tensors] = run.world.of_all(tensors)
+        files = {"vocab.txt": run.tokenizer.vocabulary_file()} if run.world.rank == 0 else {}
+        self._saver.save(run.state.step, tensors, files, self._record(quarantine, sources))
         if run.world.rank == 0:
-            merged: snapshot.Tensors = {}
-            for share in everything:
-                for kind, named in share.items():
-                    merged.setdefault(kind, {}).update(named)
-            checkpoint.write(run.checkpoints, run.state.step, merged, run.tokenizer, self._record(quarantine, sources))
             write_quarantine(run.folder / "train", quarantine, self._budget)
-            checkpoint.remove_old(run.checkpoints, run.config.keep_last)
-        run.world.barrier()
-        return storage.join(run.checkpoints, checkpoint.name_of(run.state.step))
+        self._report.add({"checkpoint/stall_s": time.perf_counter() - began, **self._saver.figures()})
+
+    def _score(self, step: int) -> None:
+        """On rank 0, while the others wait."""
+        if self._report.metrics and self._evaluate:
+            path = Path(checkpoint.read(self._run.checkpoints).path)
+            self._report.metrics.record(step, {f"val/{name}": value for name, value in self._evaluate(path).items()})
+        self._run.world.barrier()
 
     def _record(self, quarantine: list[Entry], sources: dict[str, dict[str, float]]) -> dict[str, Any]:
         run = self._run
