@@ -17,6 +17,7 @@ from training.watch.heartbeat import Beat, Heartbeat
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
+LONGEST_LOOK = 10  # looks; more time between two of them was not spent here: the whole process was stopped or suspended, which is no hang
 LONGEST_PATIENCE_S = 30.0  # that ranks are given to write their stacks before the report is made
 LAST_WORDS_S = 5.0  # that the log is given before the process ends
 
@@ -27,6 +28,7 @@ class HangWatch:
     When it has not moved for `report_after_s`, the stacks of all threads are written to `<train_folder>/hang/step-0000123/rank-00003.txt`, and rank 0 (or
     rank 1, where rank 0 does not come to it) writes `report.txt` beside them and logs one line that names the suspects; once a hang, and again only after
     progress. After `exit_after_s` without progress the process ends with exit code 4, so that whoever started it can go on from the last checkpoint.
+    Time in which the process itself was stopped does not count.
 
     Code that never gives the interpreter back stops this thread, too: then `faulthandler`, which needs no interpreter, writes to
     `hang/dump-rank-00003.txt`. Such a process ends only with the other ranks of its job.
@@ -53,9 +55,13 @@ class HangWatch:
                 self._remove_empty_dump()
 
     def _watch(self) -> None:
-        while not self._closed.wait(min(LOOK_EVERY_S, self._report_after_s / 20)):
+        look_every_s = min(LOOK_EVERY_S, self._report_after_s / 20)
+        seen, silent_s, looked_at = self._heartbeat.last, 0.0, time.monotonic()
+        while not self._closed.wait(look_every_s):
             self._put_off_dump()
-            silent_s, last = self._heartbeat.silent_s, self._heartbeat.last
+            last, now = self._heartbeat.last, time.monotonic()
+            silent_s = silent_s + min(now - looked_at, LONGEST_LOOK * look_every_s) if last == seen else 0.0
+            seen, looked_at = last, now
             if self._exit_after_s is not None and silent_s >= self._exit_after_s:
                 self._end(silent_s, last)
             if self._reported and last != self._reported:
@@ -63,16 +69,18 @@ class HangWatch:
                 self._reported = None
             if silent_s >= self._report_after_s and last != self._reported:
                 self._reported = last
-                threading.Thread(target=self._report, args=(last,), name="hang report", daemon=True).start()  # a disk that hangs must not stop the watch
+                threading.Thread(
+                    target=self._report, args=(last, silent_s), name="hang report", daemon=True
+                ).start()  # a disk that hangs must not stop the watch
 
-    def _report(self, last: Beat) -> None:
+    def _report(self, last: Beat, silent_s: float) -> None:
         try:
-            self._write_report(last)
+            self._write_report(last, silent_s)
         except OSError as error:
-            log.warning("hang: no progress for %.0f s, and the report cannot be written: %s", self._heartbeat.silent_s, error)
+            log.warning("hang: no progress for %.0f s, and the report cannot be written: %s", silent_s, error)
 
-    def _write_report(self, last: Beat) -> None:
-        stacks.write(hang_report.stacks_path(self._folder, last), last, self._heartbeat.silent_s)
+    def _write_report(self, last: Beat, silent_s: float) -> None:
+        stacks.write(hang_report.stacks_path(self._folder, last), last, silent_s)
         if self._rank > 1:
             return
         path = hang_report.hang_folder(self._folder, last.step) / "report.txt"
@@ -82,6 +90,8 @@ class HangWatch:
             self._wait_while(lambda: not self._told_by_first(last), patience_s)
             if self._told_by_first(last):
                 return
+        if self._closed.is_set():
+            return
         states = hang_report.look_at(self._folder, self._world_size)
         suspected = hang_report.suspicion(states, self._report_after_s)
         path.write_text(hang_report.text(states, suspected))
@@ -94,8 +104,8 @@ class HangWatch:
 
     def _wait_while(self, condition: Callable[[], bool], longest_s: float) -> None:
         deadline = time.monotonic() + longest_s
-        while time.monotonic() < deadline and condition():
-            self._closed.wait(longest_s / 20)
+        while time.monotonic() < deadline and condition() and not self._closed.wait(longest_s / 20):
+            pass
 
     def _end(self, silent_s: float, last: Beat) -> None:
         where = f"phase {last.phase} after step {last.step}"

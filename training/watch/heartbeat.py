@@ -38,7 +38,7 @@ class Beat:
 class Heartbeat:
     """Keeps `<folder>/rank-00003.json` up to date from a thread of its own.
 
-    `beat` only stores four values (0.2 microseconds): a file system that is slow or full holds up the thread, never the training. The file is replaced
+    `beat` only stores three values (0.2 microseconds): a file system that is slow or full holds up the thread, never the training. The file is replaced
     whole, at most once in `every_s`, and the last beat before a silence is always written. A write that fails is warned of once.
     """
 
@@ -46,8 +46,8 @@ class Heartbeat:
         self.path = path_of(folder, rank)
         self._rank, self._every_s = rank, every_s
         self._host, self._pid = socket.gethostname(), os.getpid()
-        self._last: tuple[Phase, int, float, float] = ("start", 0, time.time(), time.monotonic())
-        self._written: tuple[Phase, int, float, float] | None = None
+        self._last: tuple[Phase, int, float] = ("start", 0, time.time())
+        self._written: tuple[Phase, int, float] | None = None
         self._warned = False
         self._closed = threading.Event()
         self._write()
@@ -56,16 +56,11 @@ class Heartbeat:
 
     def beat(self, phase: Phase, step: int) -> None:
         """This rank makes progress: it begins `phase`, or goes on with it, after `step` optimizer steps."""
-        self._last = (phase, step, time.time(), time.monotonic())  # one store, so that no thread reads half of it
+        self._last = (phase, step, time.time())  # one store, so that no thread reads half of it
 
     @property
     def last(self) -> Beat:
         return self._as_beat(*self._last)
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since the last progress; does not jump with the host's clock."""
-        return time.monotonic() - self._last[3]
 
     def close(self) -> None:
         """The rank ends as it should; the file stays, and says so."""
@@ -80,7 +75,7 @@ class Heartbeat:
             if self._last is not self._written:
                 self._write()
 
-    def _as_beat(self, phase: Phase, step: int, at: float, _: float) -> Beat:
+    def _as_beat(self, phase: Phase, step: int, at: float) -> Beat:
         return Beat(self._host, self._pid, self._rank, step, phase, datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds"))
 
     def _write(self) -> None:

@@ -67,12 +67,13 @@ def diagnose(
 ) -> SkippedStep:
     """Why step number `step` was skipped; every rank must call, and each makes the same module calls whatever it finds.
 
-    The encoders of student and teacher run once more over `micro_batches` (on the device), without gradient and dropout, under `autocast()`: the rows
+    The encoders of student and teacher run once more over `micro_batches`, without gradient and dropout, under `autocast()`: the rows
     whose states are not finite name their samples. Where no rank finds such a row and no weight is to blame, all samples of the micro-batches whose
     losses are not finite are listed. `grad_norms`: of each tower, over all ranks.
     """
     losses = non_finite_losses(outputs)
-    rows = [_ill_rows(batch, student, teacher, autocast) for batch in micro_batches]
+    with torch.compiler.set_stance("force_eager"):  # else blocks would be compiled anew for these passes, for minutes
+        rows = [_ill_rows(batch.to(world.device), student, teacher, autocast) for batch in micro_batches]
     weights = _ill_weights({"student": student, "teacher": teacher}, queue)
     found = [_found(world.rank, number, losses[number], batch, rows[number]) for number, batch in enumerate(micro_batches)]
     told = world.of_all(([one for one in found if one.losses or one.named], weights))

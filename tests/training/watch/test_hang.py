@@ -24,7 +24,7 @@ from training.watch.hang_report import RankState, hang_folder, look_at, suspicio
 from training.watch.heartbeat import Beat, Heartbeat, Phase, read_beat
 from training.watch.stacks import Stacks
 
-REPORT_AFTER_S = 3.0
+REPORT_AFTER_S = 4.0
 
 
 @contextlib.contextmanager
@@ -181,8 +181,7 @@ def test_a_hang_is_reported_once_and_the_next_one_after_progress_again(tmp_path:
     watch = HangWatch(heartbeat, tmp_path, 0, 1, report_after_s=0.4)
     try:
         wait_until(lambda: "hang: no progress" in caplog.text)
-        silent_s = heartbeat.silent_s
-        wait_until(lambda: heartbeat.silent_s > silent_s + 1.5)
+        wait_until(lambda: heartbeat.last.age_s(time.time()) > 2)
         assert caplog.text.count("hang: no progress") == 1
         assert "suspected: rank 0 (data after step 3" in caplog.text
         heartbeat.beat("step", 3)
@@ -213,7 +212,7 @@ logging.basicConfig(stream=sys.stderr)
 folder = Path(sys.argv[1])
 heartbeat = Heartbeat(folder / "heartbeat", 0, every_s=0.02)
 heartbeat.beat("save", 8)
-watch = HangWatch(heartbeat, folder, 0, 1, report_after_s=0.5, exit_after_s=2)
+watch = HangWatch(heartbeat, folder, 0, 1, report_after_s=0.5, exit_after_s=2.0)
 threading.Event().wait()
 """
 

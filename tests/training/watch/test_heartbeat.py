@@ -42,15 +42,6 @@ def test_however_often_it_beats_the_file_is_written_once_a_period(tmp_path: Path
     heartbeat.close()
 
 
-def test_a_silence_grows_until_the_next_beat(tmp_path: Path) -> None:
-    heartbeat = Heartbeat(tmp_path, rank=0)
-    heartbeat.beat("data", 1)
-    wait_until(lambda: heartbeat.silent_s > 0.3)
-    heartbeat.beat("data", 1)
-    assert heartbeat.silent_s < 0.3
-    heartbeat.close()
-
-
 def test_a_disk_that_takes_nothing_is_warned_of_once_and_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "train").write_text("a file in place of the folder")
     with caplog.at_level(logging.WARNING):

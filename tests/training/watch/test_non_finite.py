@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import ranks
@@ -132,6 +133,22 @@ def test_looking_again_changes_neither_modes_nor_the_random_numbers_of_the_next_
     assert all(module.training for module in student.modules())
     assert not any(module.training for module in teacher.modules())
     assert all(parameter.grad is None for parameter in student.parameters())
+
+
+def test_compiled_blocks_are_not_compiled_anew_to_look_again() -> None:
+    student, teacher = models()
+    batch, queue = with_nan_picture(make_batch(4, 2), 0), FeatureQueue(6, TINY.embed_dim)
+    outputs = run([batch], student, teacher, queue)
+
+    def refuse(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> NoReturn:
+        raise AssertionError("compiled")
+
+    for module in (*student.image_encoder.blocks, *student.text_encoder.layers):
+        module.compile(backend=refuse)
+    found = diagnose(ALONE, 123, [batch], outputs, student, teacher, queue, FINITE_NORMS, contextlib.nullcontext)
+    assert [sample.key for sample in found.micro_batches[0].samples] == ["00000"]
+    with pytest.raises(Exception, match="compiled"):
+        student.encode_image(batch.pixels(torch.float32))
 
 
 def planted_on_second_rank(world: World, folder: Path) -> SkippedStep:
