@@ -224,6 +224,35 @@ def test_after_the_second_time_out_the_process_ends_resumably_and_says_so(tmp_pa
     assert (hang_folder(tmp_path, 8) / "report.txt").exists()
 
 
+STOPPED = """
+import logging, sys, time
+from pathlib import Path
+from training.watch.hang import HangWatch
+from training.watch.heartbeat import Heartbeat
+logging.basicConfig(stream=sys.stderr)
+folder = Path(sys.argv[1])
+heartbeat = Heartbeat(folder / "heartbeat", 0, every_s=0.02)
+watch = HangWatch(heartbeat, folder, 0, 1, report_after_s=4.0, exit_after_s=5.0)
+for step in range(20):
+    heartbeat.beat("step", step)
+    for _ in range(6):
+        time.sleep(0.08)  # so that it does not beat at once when it goes on
+watch.close()
+"""
+
+
+@pytest.mark.slow
+def test_time_in_which_the_whole_process_is_stopped_is_no_hang(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", STOPPED, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: (beat := read_beat(tmp_path / "heartbeat", 0)) is not None and beat.step >= 3)
+    time.sleep(0.25)  # a look of the watch, and less than a beat
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(6)  # longer than both time-outs
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")
+
+
 def state(
     rank: int, phase: Phase = "step", step: int = 5, where: str = "training/a.py:1 in f", in_collective: bool = True, silent_s: float = 700.0
 ) -> RankState:
