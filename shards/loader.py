@@ -21,6 +21,7 @@ from shards.pixels.transforms import Transform
 from shards.quarantine import Damage, Entry, Quarantine
 from shards.remote.prefetch import Prefetch
 from shards.stage_times import StageTimes
+from shards.text_rules import MAX_WORDS
 
 BatchT = TypeVar("BatchT")
 
@@ -74,7 +75,7 @@ class ShardLoader(Generic[BatchT]):
         seed: int = 0,
         epoch_over: EpochOver = "pairs",
         num_workers: int = 0,
-        max_words: int = 30,
+        max_words: int = MAX_WORDS,
         lanes: int | None = None,
         block_shards: int | None = None,
     ) -> None:

@@ -2,12 +2,13 @@
 
 import re
 
+MAX_WORDS = 30  # of a caption
 _DELETED = re.compile(r"[,.'!?\"()*#:;~]")
 _TO_SPACE = str.maketrans("-/", "  ")
 _RUNS = re.compile(r"\s{2,}")
 
 
-def pre_caption(text: str, max_words: int = 30) -> str:
+def pre_caption(text: str, max_words: int = MAX_WORDS) -> str:
     """The caption the model reads; a caption of punctuation alone becomes empty."""
     text = _plain(text).replace("<person>", "person")
     text = _RUNS.sub(" ", text).rstrip("\n").strip(" ")
