@@ -235,7 +235,7 @@ def bench_shards_simulation(
 @bench_app.command("train")
 def bench_train(
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the rows with command, commit and machine.")] = None,
-    cases: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="What to measure; default: everything this machine can run.")] = None,
+    cases: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="What to measure; default: everything this machine can run, but engine.")] = None,
     rounds: Annotated[int, typer.Option(help="The fused and the plain step in turn; the figures are medians.", min=1)] = 3,
 ) -> None:
     """The fused step beside the original's passes: pairs per second, memory, useful FLOPs; on a GPU also MFU. Its progress is on stderr."""

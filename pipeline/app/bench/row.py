@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
+from scipy.stats import binom
+
 from pipeline.app.figures import commit, machine
 from pipeline.core import storage
 from pipeline.core.errors import ConfigError
@@ -67,6 +69,16 @@ def write_rows(path: str, name: str, command: str, rows: Sequence[BenchRow]) -> 
     """Write the file in the shape of docs/benchmarks."""
     record = {"name": name, "command": command, "commit": commit(), "machine": machine(), "rows": [asdict(row) for row in rows]}
     storage.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """An interval that holds the median of whatever the values are drawn from in 95 of 100 cases or more; below six values, which are too few for that, all.
+
+    Between the k-th lowest and the k-th highest: each value is below the median as a coin falls.
+    """
+    ordered = sorted(values)
+    k = max(1, int(binom.ppf(0.025, len(ordered), 0.5)))
+    return ordered[k - 1], ordered[-k]
 
 
 def _figure(value: float) -> float:

@@ -1,6 +1,5 @@
-"""`albef bench train`: the fused step beside the plain one, whole steps; useful FLOPs of a pair; ITC by pieces; and, on a GPU, pairs per second and MFU."""
+"""`albef bench train`: the fused step beside the plain one, whole steps; the engine beside the bare step; useful FLOPs; ITC by pieces; on a GPU also MFU."""
 
-import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,59 +10,29 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.optim import AdamW, Optimizer
 
+from pipeline.app.bench import engine_steps
 from pipeline.app.bench.live_memory import peak_bytes
-from pipeline.app.bench.plain_step import plain_step
 from pipeline.app.bench.row import BenchRow, alone, compared, measure
+from pipeline.app.bench.steps import ALPHA, BASE, DEMO, QUEUE_SIZE, SMALL, Sizes, Steps
 from pipeline.app.bench.usage import cpu_seconds_of
 from pipeline.core.errors import ConfigError
 from training import flops
 from training.batch import Batch
 from training.compilation import compile_blocks
-from training.feature_queue import FeatureQueue
 from training.kernels.contrast import contrast
-from training.losses import LOSSES
 from training.masking import gumbel_noise, mask_tokens
-from training.model import Albef
 from training.model_config import ModelConfig
-from training.objective import Pretrainer
-from training.optim import parameter_groups
 from training.throughput import matrix_product_rate
 
 log = logging.getLogger(__name__)
 
-ALPHA, MOMENTUM, TOKENS, MASKED_SHARE = 0.4, 0.995, 30, 0.15
-GROUP_SIZE, QUEUE_SIZE = 64, 65_536
+TOKENS, MASKED_SHARE = 30, 0.15
+GROUP_SIZE = 64
 CLS, PAD, MASK = 101, 0, 103  # of bert-base-uncased
 CHUNK_EXPONENTS = (16, 18, 20, 22)
 GPU_BATCHES, GPU_WARM_UP, GPU_STEPS = (64, 128, 256, 512), 3, 10
 PLAIN = "the original's passes"
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """A model, and the batch a CPU steps through in seconds."""
-
-    model: ModelConfig
-    pairs: int
-    queue_size: int = QUEUE_SIZE
-
-
-BASE = Sizes(ModelConfig(), pairs=2)
-SMALL = Sizes(
-    ModelConfig(
-        vision_width=384, vision_depth=6, vision_heads=6, text_hidden=384, text_heads=6, text_layers=3, fusion_layers=3, text_intermediate=1536
-    ),
-    pairs=16,
-)  # fmt: skip
-DEMO = Sizes(
-    ModelConfig(
-        image_size=64, vision_width=128, vision_depth=3, vision_heads=4, image_pool="mean", text_hidden=128, text_heads=4, text_layers=2, fusion_layers=2,
-        text_intermediate=512, max_positions=32, embed_dim=128, vocab_size=1000, hidden_dropout=0.0, attention_dropout=0.0,
-    ),
-    pairs=64, queue_size=256,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,8 +56,8 @@ def run(cases: Sequence[str], scale: Scale) -> list[BenchRow]:
 
 
 def default_cases() -> list[str]:
-    """All that this machine can run."""
-    return [name for name in CASES if name != "gpu" or torch.cuda.is_available()]
+    """All that this machine can run, but for the engine's, which takes a hundred steps a round."""
+    return [name for name in CASES if name != "engine" and (name != "gpu" or torch.cuda.is_available())]
 
 
 def drawn_batch(model: ModelConfig, pairs: int, group_size: int, seed: int = 0) -> Batch:
@@ -113,33 +82,6 @@ def drawn_batch(model: ModelConfig, pairs: int, group_size: int, seed: int = 0) 
         item_keys=keys,
         sample_keys=[str(number) for number in range(pairs)],
     )
-
-
-class Steps:
-    """Student, teacher, queue and optimizer that the fused and the plain way step in turn."""
-
-    def __init__(self, sizes: Sizes, group_size: int, device: torch.device, precision: torch.dtype = torch.float32) -> None:
-        torch.manual_seed(0)
-        self.student = Albef(sizes.model).to(device)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
-        self.queue = FeatureQueue(sizes.queue_size, sizes.model.embed_dim, device)
-        self.pretrainer = Pretrainer(self.student, {name: loss() for name, loss in LOSSES.items()}, group_size)
-        on_gpu = device.type == "cuda"
-        self.optimizer: Optimizer = AdamW(parameter_groups(self.student, 0.02), lr=1e-5, fused=on_gpu)
-        self._autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=precision is torch.bfloat16)
-
-    def fused(self, batch: Batch) -> None:
-        with self._autocast():
-            output = self.pretrainer(batch, self.teacher, self.queue, ALPHA)
-        self.optimizer.zero_grad()
-        output.total.backward()
-        self.optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - MOMENTUM)
-        self.queue.push(output.teacher_image_feat, output.teacher_text_feat)
-
-    def plain(self, batch: Batch) -> None:
-        plain_step(self.student, self.teacher, self.queue, batch, ALPHA, self.optimizer, MOMENTUM, self._autocast())
 
 
 def whole_steps(case: str, sizes: Sizes, scale: Scale) -> list[BenchRow]:
@@ -168,6 +110,11 @@ def whole_steps(case: str, sizes: Sizes, scale: Scale) -> list[BenchRow]:
 def _peak_bytes(steps: Steps, way: Callable[[Batch], None], batch: Batch) -> int:
     steps.optimizer.zero_grad()  # else the gradients of the step before, whose end the record shows and whose beginning it does not
     return peak_bytes(partial(way, batch))
+
+
+def engine(case: str, sizes: Sizes, scale: Scale) -> list[BenchRow]:
+    """What the loop costs above its steps."""
+    return engine_steps.overhead(case, sizes, scale.rounds)
 
 
 def base_flops(scale: Scale) -> list[BenchRow]:  # noqa: ARG001 - counted, not measured
@@ -270,6 +217,7 @@ CASES: dict[str, Callable[[Scale], list[BenchRow]]] = {
     "base": partial(whole_steps, "base", BASE),
     "small": partial(whole_steps, "small", SMALL),
     "demo": partial(whole_steps, "demo", DEMO),
+    "engine": partial(engine, "engine", SMALL),
     "base-flops": base_flops,
     "contrast": similarities,
     "gpu": gpu,

@@ -45,12 +45,13 @@ def measured(work: Callable[[], T]) -> tuple[T, Usage]:
 
 def cpu_seconds_of(work: Callable[[], T]) -> tuple[T, float]:
     """The work's result, and the CPU seconds of this process and of those children that ended meanwhile; nothing runs beside it, so also for short works."""
-    before = _cpu_exactly()
+    before = cpu_seconds()
     result = work()
-    return result, _cpu_exactly() - before
+    return result, cpu_seconds() - before
 
 
-def _cpu_exactly() -> float:
+def cpu_seconds() -> float:
+    """Of this process since it began, all its threads included, and of those children that ended; differences of it are what work between took."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from pipeline.app import cli
-from pipeline.app.bench import train
+from pipeline.app.bench import engine_steps, train
 from pipeline.app.bench.live_memory import peak_bytes
 from pipeline.app.bench.plain_step import plain_losses
 from pipeline.core.errors import ConfigError
@@ -103,10 +103,24 @@ def test_a_case_gives_a_row_for_speed_and_one_for_memory(monkeypatch: pytest.Mon
     assert rows["base-flops-packed"]["peer"] == 300
 
 
+@pytest.mark.slow
+def test_the_engines_case_has_a_row_for_cpu_time_for_wall_time_and_for_what_it_costs_more() -> None:
+    speed, wall, over = engine_steps.overhead("engine", TINY, rounds=2, steps=2)
+    assert (speed.case, wall.case, over.case) == ("engine", "engine-wall", "engine-overhead")
+    assert speed.peer_name == wall.peer_name == "the bare fused step"
+    assert min(speed.ours, speed.peer or 0, wall.ours, wall.peer or 0) > 0
+    low, high = (float(one) for one in over.note.rpartition("median ")[2].split(" to "))
+    assert low <= over.ours <= high
+    assert over.ours > 0, "two steps with a checkpoint are dearer than two steps"
+    assert speed.ratio is not None
+    assert speed.ratio < 1
+
+
 def test_without_a_gpu_its_case_is_not_among_the_default_ones_and_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setitem(train.CASES, "contrast", lambda scale: pytest.fail("measured before the mistake was told"))
     assert "gpu" not in train.default_cases()
+    assert "engine" not in train.default_cases(), "takes an hour"
     with pytest.raises(ConfigError, match="no CUDA device on this machine; run it on one that has a GPU, or take others: --cases base,small"):
         train.run(["contrast", "gpu"], train.Scale(1))
     with pytest.raises(ConfigError, match="no such case"):
