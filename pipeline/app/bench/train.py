@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.app.bench import engine_steps
-from pipeline.app.bench.live_memory import peak_bytes
 from pipeline.app.bench.row import BenchRow, alone, compared, measure
 from pipeline.app.bench.steps import ALPHA, BASE, DEMO, QUEUE_SIZE, SMALL, Sizes, Steps
 from pipeline.app.bench.usage import cpu_seconds_of
@@ -21,6 +20,7 @@ from training import flops
 from training.batch import Batch
 from training.compilation import compile_blocks
 from training.kernels.contrast import contrast
+from training.live_memory import peak_bytes
 from training.masking import gumbel_noise, mask_tokens
 from training.model_config import ModelConfig
 from training.throughput import matrix_product_rate

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from pipeline.app import cli
 from pipeline.app.bench import engine_steps, train
-from pipeline.app.bench.live_memory import peak_bytes
 from pipeline.app.bench.plain_step import plain_losses
 from pipeline.core.errors import ConfigError
 from training.model_config import ModelConfig
@@ -24,16 +23,6 @@ TINY = train.Sizes(
     ),
     pairs=6, queue_size=10,
 )  # fmt: skip
-
-
-def test_the_peak_is_what_tensors_held_at_once_freed_ones_not_counted() -> None:
-    def work() -> None:
-        first = torch.zeros(1_000_000)
-        del first
-        second, third = torch.zeros(500_000), torch.zeros(1_000_000)
-        del second, third
-
-    assert 6_000_000 <= peak_bytes(work) < 6_100_000
 
 
 def test_about_half_of_a_batchs_tokens_are_padding_and_all_of_it_repeats_by_its_seed() -> None:
