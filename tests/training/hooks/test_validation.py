@@ -1,5 +1,6 @@
 """Validation losses: always the same pairs, masks and negatives, whoever computes them and whenever."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -201,3 +202,44 @@ def test_fewer_pairs_than_a_group_are_one_group(data: Path) -> None:
 def test_one_pair_is_refused_with_its_setting(data: Path) -> None:
     with pytest.raises(ConfigError, match=r"training.validation: 1 pair\(s\) of .* take max_pairs or a dataset above 1"):
         held_out(data, max_pairs=1)
+
+
+def values_under_zero_3(world: World, folder: Path) -> tuple[dict[str, float], list[float], list[bool]]:
+    """Also losses of the training steps before and after it, and whether parameters are partitioned again afterwards."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # minutes to compile, for the same sums
+    os.environ.update(RANK=str(world.rank), LOCAL_RANK=str(world.rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    pretrainer, teacher = trained()
+    settings = {"train_micro_batch_size_per_gpu": 16, "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+    optimizer = torch.optim.AdamW(pretrainer.parameters(), lr=1e-3)
+    engine, *_ = deepspeed.initialize(model=pretrainer, optimizer=optimizer, config=settings, dist_init_required=False)
+    one = Validation(engine, pretrainer, teacher, held_out(folder / "data"), world, lambda step, values: None, every_steps=1)
+    found = one.values()
+    del pretrainer.losses["mlm"]  # steps of those two are enough to see whether training is touched
+    losses = []
+    for step in range(2):
+        torch.manual_seed(step)
+        batch = tiny_albef.make_batch(16, 16, seed=world.rank)
+        batch.input_ids.clamp_(max=WITH_DROPOUT.vocab_size - 1)
+        output = engine(batch, teacher, FeatureQueue(0, WITH_DROPOUT.embed_dim), alpha=0.4)
+        engine.backward(output.total)
+        engine.step()
+        losses.append(output.total.item())
+        if folder.name == "validated":
+            one.values()
+    return found, losses, [parameter.numel() == 0 for parameter in pretrainer.parameters()]
+
+
+@pytest.mark.slow
+def test_under_zero_3_with_an_uneven_number_of_groups_values_are_the_same_and_training_is_not_touched(tmp_path: Path) -> None:
+    for name in ("validated", "not"):
+        (tmp_path / name).mkdir()
+        tiny_run.write_dataset(tmp_path / name / "data", samples=30)
+    torch.set_num_threads(1)
+    alone = {name: value for name, value in values_of_rank(ALONE, tmp_path / "not").items() if not name.startswith("val/teacher")}
+    (found, losses, partitioned), (found_too, *_) = ranks.on_each(values_under_zero_3, tmp_path / "validated")
+    assert found == found_too == pytest.approx(alone, rel=1e-6)
+    assert all(partitioned)
+    assert losses == ranks.on_each(values_under_zero_3, tmp_path / "not")[0][1]
