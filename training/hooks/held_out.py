@@ -6,20 +6,39 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, DataError
 from shards.dataset import Dataset
 from shards.item_maker import ItemMaker
 from shards.order.epoch import Epochs, order_settings
 from shards.pixels.transforms import EvalTransform
 from shards.quarantine import Damage, Quarantine
+from shards.remote.ranges import RangeReader
 from shards.stage_times import StageTimes
 from shards.text_rules import MAX_WORDS
 from training.batch import Batch
 from training.data import Collate
+from training.distributed import World
 from training.tokenizer import Tokenizer
 
 SEED = 0  # of choice, masks and negatives; not the run's, so that runs compare
 AHEAD = 2  # groups that are decoded while one is computed
+
+
+def open_held_out(folder: str, manifest: int | None, world: World, reader: RangeReader) -> Dataset:
+    """With this manifest, or the newest that rank 0 finds: another rank may already see a newer one. Every rank must call.
+
+    Raises:
+        DataError: there is no dataset, or its manifest is damaged; FailedElsewhere: on another rank.
+    """
+
+    def opened(number: int | None) -> Dataset:
+        try:
+            return Dataset.open(folder, number, reader=reader)
+        except DataError as error:
+            raise type(error)(f"training.validation.dataset: {error}") from error
+
+    number = world.from_first(world.together(lambda: opened(manifest).manifest.number if world.rank == 0 else None))
+    return world.together(lambda: opened(number))
 
 
 class HeldOut:

@@ -12,13 +12,15 @@ import tiny_run
 import torch
 
 from pipeline.app.bench.plain_step import plain_losses
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, DataError
 from shards.dataset import Dataset
+from shards.manifest import publish, read_manifest
 from shards.pixels.transforms import EvalTransform
+from shards.remote.ranges import RangeReader
 from training.batch import Batch
 from training.distributed import World
 from training.feature_queue import FeatureQueue
-from training.hooks.held_out import HeldOut
+from training.hooks.held_out import HeldOut, open_held_out
 from training.hooks.validation import Validation
 from training.loop import StepDone
 from training.losses.itm import draw_negatives
@@ -41,10 +43,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def held_out(folder: Path, max_pairs: int = 22) -> HeldOut:
+def held_out(folder: Path, max_pairs: int = 22, world: World = ALONE, manifest: int | None = None) -> HeldOut:
     """Of 22 pairs 5 groups: two ranks have 3 and 2."""
     sizes = {"image_size": WITH_DROPOUT.image_size, "max_tokens": 12, "mlm_probability": 0.4, "max_pairs": max_pairs, "group_size": GROUP_SIZE}
-    return HeldOut(Dataset.open(str(folder)), TOKENIZER, **sizes)
+    return HeldOut(open_held_out(str(folder), manifest, world, RangeReader()), TOKENIZER, **sizes)
 
 
 def trained() -> tuple[Pretrainer, Albef]:
@@ -60,7 +62,7 @@ def validation(folder: Path, world: World = ALONE, with_teacher: bool = False, e
     def record(step: int, values: dict[str, float]) -> None:
         found.append((step, values))
 
-    return Validation(pretrainer, pretrainer, teacher, held_out(folder), world, record, every_steps=every_steps, with_teacher=with_teacher), found
+    return Validation(pretrainer, pretrainer, teacher, held_out(folder, world=world), world, record, every_steps=every_steps, with_teacher=with_teacher), found
 
 
 def values_of_rank(world: World, folder: Path) -> dict[str, float]:
@@ -162,6 +164,18 @@ def test_the_teacher_is_measured_in_the_students_place(data: Path) -> None:
     assert one.values()["val/teacher/itm"] != values["val/teacher/itm"]
 
 
+def test_the_teacher_is_measured_in_the_precision_of_the_run(data: Path) -> None:
+    pretrainer, teacher = trained()
+    exact, rough = (
+        Validation(pretrainer, pretrainer, teacher, held_out(data), ALONE, lambda step, values: None, every_steps=1, with_teacher=True, precision=precision)
+        for precision in (torch.float32, torch.bfloat16)
+    )
+    one, other = exact.values(), rough.values()
+    assert one["val/itm"] == other["val/itm"]
+    assert one["val/teacher/itm"] != other["val/teacher/itm"]
+    assert one["val/teacher/itm"] == pytest.approx(other["val/teacher/itm"], rel=0.05)
+
+
 def test_it_runs_every_so_many_steps_skipped_ones_included(data: Path) -> None:
     one, found = validation(data, every_steps=2)
     for step in range(1, 6):
@@ -192,6 +206,19 @@ def test_a_damaged_pair_is_replaced_by_the_same_other_one_and_named_once(data: P
     differing = sum(one != other for one, other in zip(damaged_visit, [key for batch in whole for key in batch.sample_keys], strict=True))
     assert differing == 1
     assert len([record for record in caplog.records if "quarantined" in record.message]) == 1
+
+
+def test_a_pinned_manifest_keeps_its_pairs_when_a_newer_one_is_published(tmp_path: Path) -> None:
+    tiny_run.write_dataset(tmp_path, samples=30)
+    before = [batch.sample_keys for batch in held_out(tmp_path, manifest=1).groups(0, 1)]
+    publish(str(tmp_path), read_manifest(str(tmp_path)).shards[:2], outcomes={}, config={})
+    assert [batch.sample_keys for batch in held_out(tmp_path, manifest=1).groups(0, 1)] == before
+    assert held_out(tmp_path, max_pairs=1000).num_pairs == 20, "the newest has two of three shards"
+
+
+def test_a_missing_dataset_is_named_with_its_setting(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"training.validation.dataset: .*nowhere"):
+        held_out(tmp_path / "nowhere")
 
 
 def test_fewer_pairs_than_a_group_are_one_group(data: Path) -> None:
