@@ -16,7 +16,8 @@ from shards.writer import SampleToWrite, write_shard
 WORDS = ("red", "blue", "dog", "cat", "on", "the", "grass", "with", "a", "hat")
 
 
-TIMINGS = ("pairs_per_s", "tflops", "mfu", "data_wait_s", "ranks")  # and data/*
+TIMINGS = ("pairs_per_s", "tflops", "mfu", "data_wait_s", "ranks")
+OF_THE_MACHINE = ("data/", "checkpoint/", "memory/")
 
 
 def write_dataset(folder: Path, samples: int = 96, shards: int = 3) -> None:
@@ -70,4 +71,4 @@ def train(config: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
 def metrics(folder: Path) -> list[dict[str, float]]:
     """One record a step, timings left out, since they differ from run to run."""
     records = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name not in TIMINGS and not name.startswith("data/")} for record in records]
+    return [{name: value for name, value in record.items() if name not in TIMINGS and not name.startswith(OF_THE_MACHINE)} for record in records]

@@ -60,6 +60,32 @@ class OptimizerConfig(Section):
         return self
 
 
+class ValidationConfig(Section):
+    """Losses on held-out pairs."""
+
+    dataset: str = Field(description="dataset folder of held-out pairs: path or s3:// URL")
+    manifest: int | None = Field(default=None, ge=1, description="its manifest number; null takes the newest at each start")
+    every_steps: int = Field(default=1000, ge=1, description="optimizer steps between validations")
+    max_pairs: int = Field(default=1024, ge=2, description="pairs looked at, in groups of group_size; always the same ones")
+    teacher: bool = Field(default=False, description="the teacher's losses, too, as val/teacher/...")
+
+
+class ProfileConfig(Section):
+    """torch's profiler over some steps of rank 0, written to train/profile."""
+
+    first_step: int = Field(default=20, ge=1, description="first optimizer step profiled")
+    steps: int = Field(default=3, ge=1, description="steps profiled; a trace grows by some 10 MB a step")
+    memory_snapshot: bool = Field(default=False, description="a snapshot of CUDA memory as well, for pytorch.org/memory_viz")
+
+
+class WandbConfig(Section):
+    """Figures to Weights & Biases as well; needs the extra wandb."""
+
+    project: str = Field(description="wandb project")
+    name: str | None = Field(default=None, description="of the run there; null lets wandb choose")
+    mode: Literal["online", "offline"] = Field(default="online", description="offline: only on disk, for `wandb sync`")
+
+
 class TrainingConfig(Section):
     """One pre-training run."""
 
@@ -163,7 +189,22 @@ class TrainingConfig(Section):
         default=600, ge=0, description="seconds for which a full disk or a store that does not answer is tried again, before the run stops with exit code 4"
     )
     evaluate_every_steps: int | None = Field(default=None, ge=1, description="optimizer steps between evaluations on the validation split; null never")
-    max_skipped_in_a_row: int = Field(default=10, ge=1, description="skipped steps (non-finite loss or gradient) in a row before the run stops")
+    validation: ValidationConfig | None = Field(default=None, description="losses on held-out pairs while training; null none")
+    profile: ProfileConfig | None = Field(default=None, description="torch's profiler over some steps; null none")
+    wandb: WandbConfig | None = Field(default=None, description="figures to Weights & Biases as well; null none")
+    live: bool = Field(default=False, description="a live view of the run on rank 0's terminal, where there is one")
+    max_skipped_in_a_row: int = Field(
+        default=10, ge=1, description="skipped steps (non-finite loss or gradient) in a row before the run goes back or stops with exit code 4"
+    )
+    roll_back: Literal["never", "non_finite", "spikes"] = Field(
+        default="never",
+        description="go back to the last checkpoint before steps that went wrong, and leave their data out: after max_skipped_in_a_row skipped steps "
+        "(non_finite), or also when loss or gradient norm jump above ten times their usual spread (spikes)",
+    )
+    roll_back_limit: int = Field(default=3, ge=0, description="roll-backs a run makes at most")
+    compare_ranks_every_steps: int = Field(default=1000, ge=1, description="optimizer steps between comparisons of what all ranks should hold alike")
+    hang_report_s: float = Field(default=600, gt=0, description="seconds without progress after which the stacks of all ranks are written to train/hang")
+    hang_exit_s: float | None = Field(default=None, gt=0, description="seconds without progress after which the process ends with exit code 4; null never")
     quarantine_budget: float = Field(
         default=0.01,
         ge=0,
@@ -207,6 +248,8 @@ class TrainingConfig(Section):
                 f"bf16_params needs precision bf16 and zero_stage 1 to 3, found {self.precision} and {self.zero_stage}: "
                 "without ZeRO's fp32 masters small updates would be rounded away"
             )
+        if self.hang_exit_s is not None and self.hang_exit_s <= self.hang_report_s:
+            raise ValueError(f"hang_exit_s {self.hang_exit_s:g} must be more than hang_report_s {self.hang_report_s:g}, else nothing is reported")
         if self.offload != "none" and self.zero_stage == 0:
             raise ValueError("offload optimizer needs zero_stage 1 to 3, found 0: stage 0 keeps AdamW's state with the parameters")
         if self.manifest is not None and not isinstance(self.dataset, str):

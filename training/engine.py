@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,29 @@ import torch
 from torch import Tensor
 
 from pipeline.core import stopping
+from shards.loader import Position
 from shards.quarantine import num_samples
 from training import distributed
 from training.batch import Batch
 from training.config import TrainingConfig
 from training.distributed import World
 from training.feature_queue import FeatureQueue
+from training.hooks.agreement import Agreement
+from training.hooks.guard import Guard
+from training.hooks.profiler import Profiler
 from training.hooks.report import Report
 from training.hooks.upkeep import Upkeep
+from training.hooks.validation import validation_of
 from training.loop import Hook, StepDone
 from training.model_config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from training.objective import StepOutput
 from training.training_run import TrainingRun, put_together
+from training.watch.hang import HangWatch
+from training.watch.heartbeat import Heartbeat
+from training.watch.roll_back import GoBack
 
 Evaluate = Callable[[Path], dict[str, float]]
+Batches = Iterator[tuple[list[Batch], Position]]
 
 
 def run(config: TrainingConfig, run_folder: Path, evaluate: Evaluate | None = None) -> dict[str, Any]:
@@ -54,43 +63,48 @@ class Trainer:
 
     def __init__(self, run: TrainingRun, evaluate: Evaluate | None = None) -> None:
         self.run = run
+        config, train_folder = run.config, run.folder / "train"
+        self.heartbeat = Heartbeat(train_folder / "heartbeat", run.world.rank)
+        self.hang_watch = HangWatch(self.heartbeat, train_folder, run.world.rank, run.world.world_size, config.hang_report_s, config.hang_exit_s)
         self.report = Report(run)
-        self.upkeep = Upkeep(run, self.report, evaluate)
-        self.hooks: list[Hook] = [self.report, self.upkeep]  # upkeep is the last: it may end the run
+        self.guard = Guard(run)
+        self.upkeep = Upkeep(run, self.report, self.heartbeat, evaluate)
+        self.hooks: list[Hook] = [self.report, *_asked_for(run, self.report), Agreement(run, config.compare_ranks_every_steps)]
 
     def train(self) -> dict[str, Any]:
         """Every remaining step, with hooks after each; the loop of the whole package."""
-        run = self.run
+        run, losses = self.run, dict[str, float]()
         stopping.raise_if_stopping(run.folder)
         self.upkeep.check_quarantine()
-        losses: dict[str, float] = {}
-        if run.state.step < run.total_steps:
-            self.report.data_wait.begin()
-            began = time.perf_counter()
-            for micro_batches, position in run.loader.from_position(run.state.position):
-                data_wait_s = time.perf_counter() - began
-                outputs, applied = self.optimizer_step(micro_batches)
-                if applied:  # a skipped step must not age the teacher or reach the queue
-                    run.partition.clamp_("temperature", MIN_TEMPERATURE, MAX_TEMPERATURE)  # the original's clamp in the forward pass would miss the masters
-                    run.teacher.update()
-                    push_features(run.queue, run.world, outputs)
-                losses = mean_losses(run.world, outputs)
-                skipped = replace(run.state, skipped_steps=run.state.skipped_steps + 1, skipped_in_a_row=run.state.skipped_in_a_row + 1)
-                state = replace(run.state, skipped_in_a_row=0) if applied else skipped
-                run.state = replace(state, position=position, step=state.step + 1)
-                done = StepDone(run.state.step, applied, losses, micro_batches, data_wait_s, time.perf_counter() - began)
-                for hook in self.hooks:
-                    hook.after_step(done)
-                if run.state.step >= run.total_steps:
-                    break
-                self.report.data_wait.begin()
-                began = time.perf_counter()
+        batches = run.loader.from_position(run.state.position)
+        while run.state.step < run.total_steps:
+            began_at, began = self._next_position(), time.perf_counter()
+            micro_batches, position = self._next(batches)
+            data_wait_s = time.perf_counter() - began
+            outputs, applied = self.optimizer_step(micro_batches)
+            if applied:  # a skipped step must not age the teacher or reach the queue
+                run.partition.clamp_("temperature", MIN_TEMPERATURE, MAX_TEMPERATURE)  # the original's clamp in the forward pass would miss the masters
+                run.teacher.update()
+                push_features(run.queue, run.world, outputs)
+            losses = mean_losses(run.world, outputs)
+            run.state = run.state.after(position, applied)
+            done = StepDone(run.state.step, applied, losses, micro_batches, data_wait_s, time.perf_counter() - began)
+            if not applied:
+                self.guard.explain(done, outputs, self.report.gradient_norms)
+            for hook in self.hooks:
+                hook.after_step(done)
+            decision = self.guard.decide(done, began_at, self.report.gradient_norm(), self.upkeep.checkpoint_steps)
+            if isinstance(decision, GoBack):
+                batches = self._go_back(decision)
+            else:
+                self.upkeep.after_step(done, stop_for=decision.line if decision else None)
         return {"steps": run.state.step, "skipped_steps": run.state.skipped_steps, "pairs": run.state.step * run.config.global_batch_size,
                 "losses": losses, "checkpoint": self.upkeep.last_checkpoint(), "quarantined": num_samples(run.loader.quarantine)}  # fmt: skip
 
     def optimizer_step(self, micro_batches: Sequence[Batch]) -> tuple[list[StepOutput], bool]:
         """Forward and backward passes of a global batch's share and AdamW's step; False where it was skipped for a non-finite loss or gradient."""
         run, step = self.run, self.run.state.step
+        self.heartbeat.beat("step", step)
         torch.manual_seed(_dropout_seed(run.config.seed, step, run.world.rank))
         for group in run.engine.optimizer.param_groups:
             group["lr"] = run.learning_rate(step) * group.get("lr_scale", 1.0)
@@ -108,6 +122,41 @@ class Trainer:
         self.run.close()
         for hook in self.hooks:
             hook.close()
+        self.hang_watch.close()
+        self.heartbeat.close()
+
+    def _next_position(self) -> Position:
+        """Where the next batch starts; waiting for it begins."""
+        self.heartbeat.beat("data", self.run.state.step)
+        self.report.data_wait.begin()
+        return self.run.state.position
+
+    def _next(self, batches: Batches) -> tuple[list[Batch], Position]:
+        """The next global batch's share that is not left out."""
+        run = self.run
+        while True:
+            micro_batches, position = next(batches)
+            if not run.state.roll_back.leaves_out(run.state.position):
+                return micro_batches, position
+            run.state = replace(run.state, position=position)
+
+    def _go_back(self, decision: GoBack) -> Batches:
+        """To a checkpoint, which is written again with what is left out from now on."""
+        self.guard.go_back(decision)
+        self.report.rewind()
+        self.upkeep.save_now()
+        return self.run.loader.from_position(self.run.state.position)
+
+
+def _asked_for(run: TrainingRun, report: Report) -> list[Hook]:
+    """The hooks that have a setting of their own."""
+    config, hooks = run.config, list[Hook]()
+    if config.profile and run.world.rank == 0:
+        options = config.profile.model_dump()
+        hooks.append(Profiler(run.folder / "train" / "profile", run.world.rank, run.world.device, **options, steps_taken=run.state.step))
+    if config.validation:
+        hooks.append(validation_of(run, config.validation, report.record))
+    return hooks
 
 
 def mean_losses(world: World, outputs: Sequence[StepOutput]) -> dict[str, float]:

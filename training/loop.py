@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from training.batch import Batch
 
@@ -19,6 +19,7 @@ class StepDone:
     step_s: float
 
 
+@runtime_checkable
 class Hook(Protocol):
     """Called on every rank, in the same order, so it may communicate."""
 

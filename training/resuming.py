@@ -14,7 +14,8 @@ from training.losses import LOSSES
 MAY_CHANGE = {
     "dataset", "manifest", "cache_gib", "cache_folder", "micro_batch_size", "num_workers", "torch_threads", "log_every_steps", "save_every_steps", "keep_last",
     "compile", "evaluate_every_steps", "max_skipped_in_a_row", "quarantine_budget", "zero_stage", "offload", "activation_checkpointing", "init",
-    "data_wait_window_steps", "data_wait_warn_share", "keep_every_steps", "save_patience_s",
+    "data_wait_window_steps", "data_wait_warn_share", "keep_every_steps", "save_patience_s", "validation", "profile", "wandb",
+    "live", "roll_back", "roll_back_limit", "compare_ranks_every_steps", "hang_report_s", "hang_exit_s",
 }  # fmt: skip
 ABSENT = "not there"
 

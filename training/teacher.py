@@ -1,6 +1,7 @@
 """The momentum teacher: an fp32 moving average of the student, kept in slices like ZeRO keeps the optimizer's state (paper section 3.2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,15 @@ class Teacher:
             units = self.units
             objective.register_forward_pre_hook(lambda *_: units.gather_root())
             objective.register_forward_hook(lambda *_: units.release_root())
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """For passes outside that objective; every rank must call."""
+        if self.units:
+            self.units.gather_root()
+        yield
+        if self.units:
+            self.units.release_root()
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Whole fp32 weights by the student's parameter names; those that are not there stay."""

@@ -3,7 +3,7 @@
 import copy
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from training.resuming import to_go_on_from
 from training.split import split_of
 from training.teacher import Teacher
 from training.tokenizer import Tokenizer
+from training.watch import spikes
+from training.watch.roll_back import RollBackState
+from training.watch.spikes import Curve
 from training.weights.sources import Source
 from training.zero.engine import deepspeed_engine
 from training.zero.partition import Partition, partition_of
@@ -46,6 +49,19 @@ class TrainingState:
     step: int = 0  # optimizer steps, skipped ones included
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    roll_back: RollBackState = field(default_factory=RollBackState)
+    curves: dict[str, Curve] = field(default_factory=dict)  # what spikes are told from
+
+    def after(self, position: Position, applied: bool) -> "TrainingState":
+        """One optimizer step later, at this place in the data."""
+        skipped = not applied
+        return replace(
+            self,
+            position=position,
+            step=self.step + 1,
+            skipped_steps=self.skipped_steps + skipped,
+            skipped_in_a_row=self.skipped_in_a_row + 1 if skipped else 0,
+        )
 
 
 @dataclass
@@ -111,7 +127,7 @@ def put_together(config: TrainingConfig, run_folder: Path, world: World) -> Trai
     for sentence in schedule.misfits(config, loader.steps_per_epoch, run.total_steps):
         log.warning("%s", sentence)
     if resumed:
-        _go_on(run, resumed)
+        go_on_from(run, resumed)
     elif source:
         load_teacher_and_queue(source, student.config, run.teacher, run.queue)
     log.info(
@@ -152,13 +168,21 @@ def _with_engine(
     return TrainingRun(config, run_folder, world, tokenizer, loader, total_steps, student, engine, partition, teacher, queue, state)
 
 
-def _go_on(run: TrainingRun, saved: Checkpoint) -> None:
+def go_on_from(run: TrainingRun, saved: Checkpoint) -> None:
+    """Take over all that a checkpoint holds, whatever world wrote it; every rank must call."""
     snapshot.restore(saved, run.partition, run.teacher, run.queue)
     state = saved.state
     run.loader.restore_quarantine(state["quarantine"])
     if run.world.rank == 0:
         run.loader.restore_bytes_read(state["sources"])
-    run.state = TrainingState(Position(**state["position"]), state["step"], state["skipped_steps"], state["skipped_in_a_row"])
+    run.state = TrainingState(
+        Position(**state["position"]),
+        state["step"],
+        state["skipped_steps"],
+        state["skipped_in_a_row"],
+        RollBackState.from_json(state["roll_back"]) if "roll_back" in state else RollBackState(),
+        spikes.from_json(state.get("curves", {})),
+    )
     log.info("resumed from %s", saved.path)
 
 

@@ -24,9 +24,9 @@ manifest is not a checkpoint: whatever was being written when a process died is 
     saver      all ranks write a checkpoint while the training goes on
 """
 
-from training.checkpoint.layout import name_of
+from training.checkpoint.layout import name_of, steps_in
 from training.checkpoint.reading import Checkpoint, folder_of, load_for_evaluation, load_weights, newest, read
-from training.checkpoint.removal import remove_old
+from training.checkpoint.removal import forget_after, remove_old
 from training.checkpoint.saver import Saver
 from training.checkpoint.slices import Slices
 from training.checkpoint.writing import write, write_first
@@ -36,12 +36,14 @@ __all__ = [
     "Saver",
     "Slices",
     "folder_of",
+    "forget_after",
     "load_for_evaluation",
     "load_weights",
     "name_of",
     "newest",
     "read",
     "remove_old",
+    "steps_in",
     "write",
     "write_first",
 ]

@@ -69,6 +69,12 @@ def complete(folder: str) -> list[str]:
     return [name for name in folders(folder) if MANIFEST in storage.list_files(storage.join(folder, name))]
 
 
+def steps_in(folder: str) -> list[int]:
+    """Of the checkpoints that were written to their end, in ascending order."""
+    latest = latest_of(folder) or ""
+    return [step_of(name) for name in complete(folder) if name <= latest]
+
+
 def free_place(path: str) -> str:
     """Where in the folder of a checkpoint its files may be written: nothing, or `again/` where the checkpoint that is there uses the folder itself."""
     manifest = manifest_of(path)

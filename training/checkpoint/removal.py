@@ -1,7 +1,7 @@
 """Which checkpoints stay, and what dead runs left behind."""
 
 from pipeline.core import storage
-from training.checkpoint.layout import AGAIN, MANIFEST, complete, folders, kind_of, latest_of, manifest_of, step_of
+from training.checkpoint.layout import AGAIN, LATEST, MANIFEST, complete, folders, kind_of, latest_of, manifest_of, name_of, step_of
 
 
 def remove_old(folder: str, keep: int, keep_every_steps: int | None = None) -> None:
@@ -17,6 +17,11 @@ def remove_old(folder: str, keep: int, keep_every_steps: int | None = None) -> N
         path = storage.join(folder, name)
         storage.remove(storage.join(path, MANIFEST))
         storage.remove_tree(path)
+
+
+def forget_after(folder: str, step: int) -> None:
+    """Make the checkpoint of `step` the newest again; later ones go with the next save."""
+    storage.write_bytes(storage.join(folder, LATEST), name_of(step).encode())
 
 
 def remove_remains(folder: str) -> None:

@@ -17,15 +17,16 @@ from training.hooks.report import Report
 from training.loop import StepDone
 from training.quarantine_budget import QuarantineBudget, write_quarantine
 from training.training_run import TrainingRun
+from training.watch.heartbeat import Heartbeat
 
 log = logging.getLogger(__name__)
 
 
 class Upkeep:
-    """The last hook: it may end the run."""
+    """Comes after the hooks: it may end the run."""
 
-    def __init__(self, run: TrainingRun, report: Report, evaluate: Callable[[Path], dict[str, float]] | None) -> None:
-        self._run, self._report, self._evaluate = run, report, evaluate
+    def __init__(self, run: TrainingRun, report: Report, heartbeat: Heartbeat, evaluate: Callable[[Path], dict[str, float]] | None) -> None:
+        self._run, self._report, self._heartbeat, self._evaluate = run, report, heartbeat, evaluate
         self._saver = checkpoint.Saver(run.checkpoints, run.world, run.config.keep_last, run.config.keep_every_steps, run.config.save_patience_s)
         dataset = run.loader.dataset
         self._budget = QuarantineBudget(run.config.quarantine_budget, dataset.num_samples, dataset.name_of)
@@ -34,9 +35,10 @@ class Upkeep:
         """Raises BelowFloor when more is in quarantine than the budget allows."""
         self._budget.check(self._run.loader.quarantine)
 
-    def after_step(self, done: StepDone) -> None:
+    def after_step(self, done: StepDone, stop_for: str | None) -> None:
+        """`stop_for` is why the run is to end after this step; the same on every rank."""
         run, config = self._run, self._run.config
-        reason, within_budget = self._asked_of_all()
+        reason, within_budget = self._asked_of_all(stop_for)
         scored = self._evaluate is not None and config.evaluate_every_steps is not None and done.step % config.evaluate_every_steps == 0
         ends = reason is not None or not within_budget or done.step >= run.total_steps
         if ends or scored or done.step % config.save_every_steps == 0:
@@ -49,23 +51,29 @@ class Upkeep:
         if reason and done.step < run.total_steps:
             raise Stopped(f"training stopped at step {done.step} of {run.total_steps}: {reason}; {stopping.how_to_continue(reason)}")
 
+    def checkpoint_steps(self) -> list[int]:
+        """Of the checkpoints that are there; every rank must call."""
+        self._saver.wait()
+        steps: list[int] = self._run.world.from_first(checkpoint.steps_in(self._run.checkpoints) if self._run.world.rank == 0 else None)
+        return steps
+
+    def save_now(self) -> None:
+        """And wait until it is written."""
+        self._save()
+        self._saver.wait()
+
     def last_checkpoint(self) -> str:
         saved = checkpoint.read(self._run.checkpoints).path
         log.info("stage train: %d of %d steps taken; checkpoint %s", self._run.state.step, self._run.total_steps, saved)
         return saved
 
-    def close(self) -> None:
-        pass
-
-    def _asked_of_all(self) -> tuple[str | None, bool]:
+    def _asked_of_all(self, stop_for: str | None) -> tuple[str | None, bool]:
         """Why to stop, and whether the quarantine is within its budget: the same answers on every rank, so that all stop at the same step.
 
         Raises Stopped where the checkpoint before could not be written.
         """
         run = self._run
-        own = stopping.stop_reason(run.folder)
-        if run.state.skipped_in_a_row >= run.config.max_skipped_in_a_row:
-            own = f"{run.state.skipped_in_a_row} steps in a row were skipped for a non-finite loss or gradient"
+        own = stop_for or stopping.stop_reason(run.folder)
         shared, unshared = run.loader.quarantine_counts
         asked = torch.tensor([float(own is not None), float(unshared), float(self._saver.failed)], device=run.world.device)
         anyone, unshared_by_all, failed = run.world.sum(asked).tolist()
@@ -78,6 +86,7 @@ class Upkeep:
     def _save(self) -> None:
         """Take a snapshot and begin to write it; training may go on at once."""
         run, began = self._run, time.perf_counter()
+        self._heartbeat.beat("save", run.state.step)
         quarantine = run.loader.share_quarantine(run.world.of_all)
         sources = _summed(run.world.of_all(run.loader.sources(run.state.position, quarantine)))
         tensors = snapshot.take(run.partition, run.teacher, run.queue)
@@ -89,6 +98,7 @@ class Upkeep:
 
     def _score(self, step: int) -> None:
         """On rank 0, while the others wait."""
+        self._heartbeat.beat("evaluate", step)
         if self._report.metrics and self._evaluate:
             path = Path(checkpoint.read(self._run.checkpoints).path)
             self._report.metrics.record(step, {f"val/{name}": value for name, value in self._evaluate(path).items()})

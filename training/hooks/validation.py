@@ -7,9 +7,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from training.config import ValidationConfig
 from training.distributed import World
 from training.feature_queue import FeatureQueue
-from training.hooks.held_out import HeldOut
+from training.hooks.held_out import HeldOut, open_held_out
 from training.loop import StepDone
 from training.losses import Loss
 from training.losses.itc import ImageTextContrastive
@@ -17,6 +18,7 @@ from training.losses.itm import ImageTextMatching
 from training.losses.mlm import MaskedLanguageModeling
 from training.model import Albef
 from training.objective import Pretrainer, StepOutput
+from training.training_run import TrainingRun
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ class Validation:
         self.engine, self.pretrainer, self.teacher, self.held_out, self.world, self.record = engine, pretrainer, teacher, held_out, world, record
         self.every_steps, self.precision = every_steps, precision
         self._losses = {name: loss for name, loss in LOSSES.items() if name in pretrainer.losses}
-        self._teacher_pass = Pretrainer(teacher, self._losses, held_out.group_size) if with_teacher else None
+        self.teacher_pass = Pretrainer(teacher, self._losses, held_out.group_size) if with_teacher else None
         self._queue = FeatureQueue(0, teacher.config.embed_dim, world.device)
         log.info("validation every %d steps on %d pairs in groups of %d", every_steps, held_out.num_pairs, held_out.group_size)
 
@@ -89,9 +91,9 @@ class Validation:
             for batch in self.held_out.groups(self.world.rank, self.world.world_size):
                 batch = batch.to(self.world.device)
                 values = named("val", self.engine(batch, self.teacher, self._queue, alpha=0.0))
-                if self._teacher_pass:
+                if self.teacher_pass:
                     with torch.autocast(self.world.device.type, self.precision, enabled=self.precision != torch.float32):
-                        values |= named("val/teacher", self._teacher_pass(batch, self.teacher, self._queue, alpha=0.0))
+                        values |= named("val/teacher", self.teacher_pass(batch, self.teacher, self._queue, alpha=0.0))
                 yield values
 
 
@@ -122,3 +124,37 @@ def asked_for(pretrainer: Pretrainer, losses: Mapping[str, Loss], group_size: in
         yield
     finally:
         pretrainer.losses, pretrainer.group_size, pretrainer.global_group = kept
+
+
+def validation_of(run: TrainingRun, settings: ValidationConfig, record: Record) -> Validation:
+    """The hook that a run's settings ask for; every rank must call.
+
+    Raises ConfigError or DataError, with the setting's name, where the held-out pairs cannot be had.
+    """
+    config = run.config
+    dataset = open_held_out(settings.dataset, settings.manifest, run.world, run.loader.dataset.parts[0].dataset.reader)
+    held_out = run.world.together(
+        lambda: HeldOut(
+            dataset,
+            run.tokenizer,
+            image_size=config.model.image_size,
+            max_tokens=config.max_tokens,
+            mlm_probability=config.mlm_probability,
+            max_pairs=settings.max_pairs,
+            group_size=config.group_size,
+        )
+    )
+    validation = Validation(
+        run.engine,
+        run.engine.module,
+        run.teacher.model,
+        held_out,
+        run.world,
+        record,
+        every_steps=settings.every_steps,
+        with_teacher=settings.teacher,
+        precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+    )
+    if validation.teacher_pass:
+        run.teacher.whole_during(validation.teacher_pass)
+    return validation

@@ -112,7 +112,7 @@ def _flat_groups(zero: Any, parameters: dict[str, nn.Parameter], rank: int, worl
     def gradients() -> list[Tensor]:
         found = []
         for index, (flat, master) in enumerate(zip(flats, masters, strict=True)):
-            whole = master.grad if zero.cpu_offload else torch.cat([part.view(-1) for part in zero.averaged_gradients[index]])
+            whole = master.grad if zero.cpu_offload else _joined(zero.averaged_gradients[index])
             found += [whole.narrow(0, span.offset, span.length) for span in flat.spans(rank)]
         return found
 
@@ -143,10 +143,7 @@ def _sharded_parameters(zero: Any, parameters: dict[str, nn.Parameter], rank: in
         gather_small(zero)
 
     def gradients() -> list[Tensor]:
-        whole = [
-            masters[group].grad if zero.offload_optimizer else torch.cat([part.view(-1) for part in zero.averaged_gradients[group]])
-            for group in range(len(masters))
-        ]
+        whole = [masters[group].grad if zero.offload_optimizer else _joined(zero.averaged_gradients[group]) for group in range(len(masters))]
         return [whole[group].narrow(0, offset, length) for group, offset, length in offsets]
 
     return Partition(rank, flats, pieces, pieces, [state["step"] for state in states], parameters, refresh, gradients)
@@ -166,6 +163,10 @@ def _adam_state(adamw: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Te
         for moment in MOMENTS:
             state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format, requires_grad=False)
     return state
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.view(-1) for part in parts])
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

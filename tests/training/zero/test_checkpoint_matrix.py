@@ -13,7 +13,8 @@ from training import checkpoint
 
 STAGES, RANKS = (0, 1, 2, 3), (1, 2)
 SAVED, LAST = 2, 6
-FP32 = 1e-6
+STATE_OF_RUN = ("step", "position", "adam_step", "queue_position", "skipped_steps", "manifest", "quarantine")
+LOSSES, STATE = 1e-6, 1e-5  # relative; four steps of AdamW enlarge what sums in another order round differently
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def assert_same_state(found: dict[str, torch.Tensor], expected: dict[str, torch.
     scale = max(float(tensor.double().norm()) for name, tensor in expected.items() if name.startswith("student/"))
     for name, tensor in expected.items():
         difference = float((found[name].double() - tensor.double()).norm())
-        assert difference <= FP32 * max(float(tensor.double().norm()), 1e-3 * scale), (case, name, difference)
+        assert difference <= STATE * max(float(tensor.double().norm()), 1e-3 * scale), (case, name, difference)
 
 
 @pytest.mark.slow
@@ -70,11 +71,12 @@ def test_a_run_saved_at_any_stage_and_world_size_goes_on_at_any_other(dataset: P
         resumed = tiny_run.metrics(run)
         assert [record["step"] for record in resumed] == list(range(SAVED + 1, LAST + 1)), case
         for one, other in zip(resumed, losses[SAVED:], strict=True):
-            assert one["loss/total"] == pytest.approx(other["loss/total"], rel=FP32), (case, one["step"])
+            assert one["loss/total"] == pytest.approx(other["loss/total"], rel=LOSSES), (case, one["step"])
             assert (one["lr"], one["alpha"], one["epoch"]) == (other["lr"], other["alpha"], other["epoch"]), case
         assert_same_state(state_of(run), expected, case)
         state = checkpoint.read(str(run / "train" / "checkpoints")).state
-        assert state == {**checkpoint.read(str(reference / "train" / "checkpoints")).state, "sources": state["sources"]}, case
+        other_state = checkpoint.read(str(reference / "train" / "checkpoints")).state
+        assert {name: state[name] for name in STATE_OF_RUN} == {name: other_state[name] for name in STATE_OF_RUN}, case
 
 
 def copy_first_checkpoint(saved: Path, run: Path) -> None:

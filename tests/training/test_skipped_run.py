@@ -1,0 +1,95 @@
+"""Steps that are skipped for a NaN: named, counted, without effect on teacher and queue, and, where asked for, gone back on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import poisoned_run
+import pytest
+import tiny_run
+import torch
+
+from pipeline.core.loopback import free_port
+from training import checkpoint
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    tiny_run.write_dataset(folder)
+    return folder
+
+
+def train(config: Path, rank: int, positions: range, ranks: int = 1) -> tuple[int, str]:
+    """Exit code and errors of rank 0."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
+    command = [sys.executable, poisoned_run.__file__, str(config), str(rank), *map(str, positions)]
+    processes = []
+    for number in range(ranks):
+        own = {**tiny_run.environment(), **place, "RANK": str(number), "LOCAL_RANK": str(number), "PYTHONPATH": os.pathsep.join(sys.path)}
+        processes.append(subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    try:
+        errors = [process.communicate(timeout=400)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert len({process.returncode for process in processes}) == 1, errors
+    return processes[0].returncode, errors[0]
+
+
+def checkpoint_of(run: Path, step: int) -> checkpoint.Checkpoint:
+    return checkpoint.read(str(run / "train" / "checkpoints" / checkpoint.name_of(step)))
+
+
+@pytest.mark.parametrize(("ranks", "zero_stage"), [(1, 0), (1, 1), pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(2, 3, marks=pytest.mark.slow)])
+def test_a_nan_in_one_sample_is_named_counted_and_changes_nothing(dataset: Path, tmp_path: Path, ranks: int, zero_stage: int) -> None:
+    config = tiny_run.configuration(tmp_path, dataset, zero_stage=zero_stage, save_every_steps=1, keep_last=5)
+    code, errors = train(config, ranks - 1, range(2, 3), ranks)
+    assert code == 0, errors
+    (skipped,) = [json.loads(line) for line in (tmp_path / "train" / "skipped_steps.jsonl").read_text().splitlines()]
+    assert skipped["step"] == 3
+    (ill,) = skipped["micro_batches"]
+    assert (ill["rank"], set(ill["losses"])) == (ranks - 1, {"itc", "itm", "mlm"})
+    (sample,) = ill["samples"]
+    (line,) = [line for line in errors.splitlines() if "step 3 skipped" in line]
+    assert f"sample {sample['key']} on rank {ranks - 1} (its picture is not finite)" in line.replace("\n", "")
+    records = tiny_run.metrics(tmp_path)
+    assert [record["skipped_steps"] for record in records] == [0, 0, 1, 1, 1]
+    assert all(torch.isfinite(torch.tensor(record["loss/total"])) for record in records if record["step"] != 3)
+    before, after = checkpoint_of(tmp_path, 2), checkpoint_of(tmp_path, 3)
+    for kind in ("student", "teacher", "optimizer", "queue"):
+        was, now = before.tensors(kind), after.tensors(kind)
+        assert all(torch.equal(was[name], now[name]) for name in was), kind
+    assert after.state["queue_position"] == before.state["queue_position"]
+    assert after.state["adam_step"] == before.state["adam_step"] == 2
+    assert not torch.equal(checkpoint_of(tmp_path, 4).tensors("teacher")["itm_head.weight"], after.tensors("teacher")["itm_head.weight"])
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_ten_in_a_row_stop_the_run_with_4_and_a_report_and_it_can_go_on(dataset: Path, tmp_path: Path, ranks: int) -> None:
+    config = tiny_run.configuration(tmp_path, dataset, max_steps=20)
+    code, errors = train(config, ranks - 1, range(2, 99), ranks)
+    assert code == 4, errors
+    assert "training stopped at step 12 of 20" in errors
+    assert "10 steps, 3 to 12, skipped for a non-finite loss or gradient" in errors
+    assert f"rank {ranks - 1} in 10" in (tmp_path / "train" / "skipped_steps.md").read_text()
+    code, errors = train(config, 0, range(0), ranks)
+    assert code == 0, errors
+    last = checkpoint.read(str(tmp_path / "train" / "checkpoints"))
+    assert (last.step, last.state["skipped_steps"], last.state["skipped_in_a_row"]) == (20, 10, 0)
+
+
+def test_a_run_that_may_goes_back_and_leaves_the_poisoned_batches_out(dataset: Path, tmp_path: Path) -> None:
+    changes: dict[str, object] = {"max_steps": 6, "save_every_steps": 2, "max_skipped_in_a_row": 2, "roll_back": "non_finite", "compare_ranks_every_steps": 1}
+    config = tiny_run.configuration(tmp_path, dataset, **changes)
+    code, errors = train(config, 0, range(3, 5))
+    assert code == 0, errors
+    assert "roll-back 1 of 3 to step 2, leaving out global batches 3 of epoch 0, 4 of epoch 0" in errors.replace("\n", " ")
+    records = tiny_run.metrics(tmp_path)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert all(record["skipped_steps"] == 0 for record in records)
+    last = checkpoint.read(str(tmp_path / "train" / "checkpoints"))
+    assert (last.state["position"]["epoch"], last.state["position"]["step"]) == (0, 8), "six batches taken, two left out"
+    assert [place["step"] for place in last.state["roll_back"]["left_out"]] == [3, 4]
