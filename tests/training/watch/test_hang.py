@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ REPORT_AFTER_S = 4.0
 
 @contextlib.contextmanager
 def watched(world: World, folder: Path, report_after_s: float = REPORT_AFTER_S) -> Iterator[Heartbeat]:
-    logging.basicConfig(filename=folder / f"log-{world.rank}.txt", level=logging.INFO)
+    logging.basicConfig(filename=folder / f"log-{world.rank}.txt", level=logging.INFO, force=True)
     heartbeat = Heartbeat(folder / "heartbeat", world.rank, every_s=0.1)
     watch = HangWatch(heartbeat, folder, world.rank, world.world_size, report_after_s)
     world.barrier()
@@ -69,28 +70,49 @@ def hold_the_interpreter(world: World, folder: Path) -> None:
     ctypes.PyDLL(None).sleep(120)
 
 
-def waits_for_data(world: World, folder: Path) -> None:
-    all_reduce_after(sleep_until_reported, "data", world, folder)
-
-
-def computes_for_ever(world: World, folder: Path) -> None:
-    all_reduce_after(sleep_until_reported, "step", world, folder)
-
-
-def is_stopped(world: World, folder: Path) -> None:
-    all_reduce_after(stop_oneself, "step", world, folder)
-
-
-def holds_the_interpreter(world: World, folder: Path) -> None:
-    all_reduce_after(hold_the_interpreter, "step", world, folder)
-
-
 def first_rank_is_stopped(world: World, folder: Path) -> None:
     with watched(world, folder) as heartbeat:
         heartbeat.beat("step", 5)
+        wait_until(lambda: read_beat(folder / "heartbeat", world.rank) == heartbeat.last)
         if world.rank == 0:
             stop_oneself(world, folder)
         world.sum(torch.ones(1))
+
+
+CASES: dict[str, Callable[[World, Path], None]] = {
+    "waits for data": partial(all_reduce_after, sleep_until_reported, "data"),
+    "computes for ever": partial(all_reduce_after, sleep_until_reported, "step"),
+    "is stopped": partial(all_reduce_after, stop_oneself, "step"),
+    "holds the interpreter": partial(all_reduce_after, hold_the_interpreter, "step"),
+    "first is stopped": first_rank_is_stopped,
+}
+FREED = {"is stopped": (1, signal.SIGCONT), "holds the interpreter": (1, signal.SIGUSR1), "first is stopped": (0, signal.SIGCONT)}  # rank, by what
+
+
+def hang_in_every_way(world: World, folder: Path) -> None:
+    for case, hang in CASES.items():
+        (folder / case).mkdir(exist_ok=True)
+        hang(world, folder / case)
+
+
+@pytest.fixture(scope="module")
+def hangs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks left behind that hung in each of the ways, one after the other; a folder a case."""
+    folder = tmp_path_factory.mktemp("hangs")
+    freeing = [threading.Thread(target=free_when_reported, args=(folder / case, *how)) for case, how in FREED.items()]
+    for thread in freeing:
+        thread.start()
+    ranks.on_each(hang_in_every_way, folder)
+    for thread in freeing:
+        thread.join()
+    return folder
+
+
+def free_when_reported(folder: Path, rank: int, number: signal.Signals) -> None:
+    wait_until(lambda: reported(folder), seconds=250)
+    beat = read_beat(folder / "heartbeat", rank)
+    assert beat is not None
+    os.kill(beat.pid, number)
 
 
 def report_of(folder: Path) -> list[str]:
@@ -102,73 +124,52 @@ def logged(folder: Path, rank: int = 0) -> str:
     return line
 
 
-def free_when_reported(folder: Path, rank: int, number: signal.Signals) -> threading.Thread:
-    def free() -> None:
-        wait_until(lambda: reported(folder))
-        beat = read_beat(folder / "heartbeat", rank)
-        assert beat is not None
-        os.kill(beat.pid, number)
-
-    thread = threading.Thread(target=free)
-    thread.start()
-    return thread
-
-
 @pytest.mark.slow
-def test_a_rank_that_waits_for_data_while_the_other_waits_for_it_is_named(tmp_path: Path) -> None:
-    ranks.on_each(waits_for_data, tmp_path)
-    first, *rest = report_of(tmp_path)
+def test_a_rank_that_waits_for_data_while_the_other_waits_for_it_is_named(hangs: Path) -> None:
+    folder = hangs / "waits for data"
+    first, *rest = report_of(folder)
     assert first == "suspected: rank 1: it is not waiting for other ranks, the others are"
-    suspect, other = [row for row in rest if row.strip().startswith(("0 ", "1 "))]
+    suspect, other = [row for row in rest if row.startswith(("0 ", "1 "))]
     assert suspect.startswith("1 ")
     assert "data after step 5" in suspect
     assert "step after step 5" in other
     assert "training/distributed.py" in other
-    assert "suspected: rank 1 (data after step 5, at " in logged(tmp_path)
-    assert str(hang_folder(tmp_path, 5) / "report.txt") in logged(tmp_path)
-    stacks = (hang_folder(tmp_path, 5) / "rank-00001.txt").read_text()
+    assert "suspected: rank 1 (data after step 5, at " in logged(folder)
+    assert str(hang_folder(folder, 5) / "report.txt") in logged(folder)
+    stacks = (hang_folder(folder, 5) / "rank-00001.txt").read_text()
     assert "thread MainThread" in stacks
     assert "sleep_until_reported" in stacks
     assert "thread heartbeat" in stacks
-    assert "hang: no progress" not in (tmp_path / "log-1.txt").read_text(), "one rank is enough"
-    assert not list((tmp_path / "hang").glob("dump-*")), "nothing held the interpreter"
+    assert "hang: no progress" not in (folder / "log-1.txt").read_text(), "one rank is enough"
+    assert not list((folder / "hang").glob("dump-*")), "nothing held the interpreter"
 
 
 @pytest.mark.slow
-def test_of_two_ranks_in_the_same_phase_the_one_that_waits_for_nobody_is_named(tmp_path: Path) -> None:
-    ranks.on_each(computes_for_ever, tmp_path)
-    assert report_of(tmp_path)[0] == "suspected: rank 1: it is not waiting for other ranks, the others are"
+def test_of_two_ranks_in_the_same_phase_the_one_that_waits_for_nobody_is_named(hangs: Path) -> None:
+    assert report_of(hangs / "computes for ever")[0] == "suspected: rank 1: it is not waiting for other ranks, the others are"
 
 
 @pytest.mark.slow
-def test_a_stopped_process_is_named_though_it_can_say_nothing(tmp_path: Path) -> None:
-    freeing = free_when_reported(tmp_path, 1, signal.SIGCONT)
-    ranks.on_each(is_stopped, tmp_path)
-    freeing.join()
-    first, *rest = report_of(tmp_path)
+def test_a_stopped_process_is_named_though_it_can_say_nothing(hangs: Path) -> None:
+    first, *rest = report_of(hangs / "is stopped")
     assert first == "suspected: rank 1: its process is gone or stopped"
     suspect = next(row for row in rest if row.startswith("1 "))
     assert "stopped, no stacks" in suspect
-    assert "rank 1 (step after step 5, at -): its process is gone or stopped" in logged(tmp_path)
+    assert "rank 1 (step after step 5, at -): its process is gone or stopped" in logged(hangs / "is stopped")
 
 
 @pytest.mark.slow
-def test_where_the_first_rank_is_stopped_the_second_reports(tmp_path: Path) -> None:
-    freeing = free_when_reported(tmp_path, 0, signal.SIGCONT)
-    ranks.on_each(first_rank_is_stopped, tmp_path)
-    freeing.join()
-    assert report_of(tmp_path)[0] == "suspected: rank 0: its process is gone or stopped"
-    assert "suspected: rank 0" in logged(tmp_path, rank=1)
+def test_where_the_first_rank_is_stopped_the_second_reports(hangs: Path) -> None:
+    assert report_of(hangs / "first is stopped")[0] == "suspected: rank 0: its process is gone or stopped"
+    assert "suspected: rank 0" in logged(hangs / "first is stopped", rank=1)
 
 
 @pytest.mark.slow
-def test_c_code_that_never_gives_the_interpreter_back_is_found_too(tmp_path: Path) -> None:
-    freeing = free_when_reported(tmp_path, 1, signal.SIGUSR1)
-    ranks.on_each(holds_the_interpreter, tmp_path)
-    freeing.join()
-    first, *rest = report_of(tmp_path)
+def test_c_code_that_never_gives_the_interpreter_back_is_found_too(hangs: Path) -> None:
+    folder = hangs / "holds the interpreter"
+    first, *rest = report_of(folder)
     assert first == "suspected: rank 1: it writes no stack: its interpreter does not run, or its host is gone"
-    assert "hold_the_interpreter" in (tmp_path / "hang" / "dump-rank-00001.txt").read_text()
+    assert "hold_the_interpreter" in (folder / "hang" / "dump-rank-00001.txt").read_text()
     suspect = next(row for row in rest if row.startswith("1 "))
     assert "lives, no stacks" in suspect
     assert "in hold_the_interpreter (holds the interpreter)" in suspect
