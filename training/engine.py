@@ -116,7 +116,10 @@ class Trainer:
                 self.report.look_at_gradients()
             run.engine.step()
             outputs.append(output)
-        return outputs, bool(run.engine.was_step_applied())
+        applied = bool(run.engine.was_step_applied())
+        if not applied:
+            run.partition.after_skipped_step()
+        return outputs, applied
 
     def close(self) -> None:
         self.run.close()

@@ -65,7 +65,8 @@ def deepspeed_engine(config: TrainingConfig, pretrainer: Pretrainer, world: Worl
 def gather_small(zero: Any) -> None:
     """Stage 3's parameters that stay whole between steps; every rank must call.
 
-    DeepSpeed does it after each step only: what reads one outside its own module (the temperature) would lose the first step's gradient in silence.
+    DeepSpeed does it after each applied step only. Before the first one, and after a skipped one, what reads such a parameter outside its own module (the
+    temperature) would lose a step's gradient in silence.
     """
     if zero.persistent_parameters:
         zero.persistent_parameters[0].all_gather(zero.persistent_parameters)

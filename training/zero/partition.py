@@ -47,6 +47,7 @@ class Partition:
     parameters: dict[str, nn.Parameter]
     refresh: Callable[[], None]  # the compute weights, after masters were written; every rank must call
     gradients: Callable[[], list[Tensor]]  # of `own`, averaged over ranks; there between backward pass and step
+    after_skipped_step: Callable[[], None] = lambda: None  # makes the compute weights ready again; every rank must call
 
     @torch.no_grad()
     def clamp_(self, name: str, low: float, high: float) -> None:
@@ -146,7 +147,7 @@ def _sharded_parameters(zero: Any, parameters: dict[str, nn.Parameter], rank: in
         whole = [masters[group].grad if zero.offload_optimizer else _joined(zero.averaged_gradients[group]) for group in range(len(masters))]
         return [whole[group].narrow(0, offset, length) for group, offset, length in offsets]
 
-    return Partition(rank, flats, pieces, pieces, [state["step"] for state in states], parameters, refresh, gradients)
+    return Partition(rank, flats, pieces, pieces, [state["step"] for state in states], parameters, refresh, gradients, lambda: gather_small(zero))
 
 
 def _pieces(spans: Sequence[Span], master: Tensor, state: dict[str, Tensor]) -> list[Piece]:
