@@ -33,7 +33,9 @@ def inspect(
 
 @app.command("import")
 def import_(
-    path: Annotated[str, typer.Argument(metavar="FILE", help="Published ALBEF file (.pth), pre-training or downstream, or a folder that albef exported.")],
+    path: Annotated[
+        str, typer.Argument(metavar="FILE", help="Published ALBEF file (.pth), pre-training or downstream; or a folder that albef exported, or DeepSpeed's.")
+    ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write the checkpoint to, on disk or s3://.")],
     tokenizer: Annotated[
         str | None, typer.Option(help="Of a published file: its vocab.txt, a folder with one, or a BERT of the hub; without it, bert-base-uncased.")
@@ -48,9 +50,10 @@ def import_(
     from training.tokenizer import Tokenizer
     from training.weights.conversion import import_file
     from training.weights.files import is_weights_file
+    from training.weights.zero_folders import folder_of
 
     _log()
-    published = is_weights_file(path)
+    published = is_weights_file(path) or folder_of(path) is not None
     if tokenizer is not None and not published:
         raise ConfigError(f"--tokenizer {tokenizer}: {path} is a folder with a vocabulary of its own; leave --tokenizer out")
     vocabulary = Tokenizer.load(tokenizer or "bert-base-uncased") if published else None

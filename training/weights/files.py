@@ -30,7 +30,7 @@ def read_weights(path: str) -> State:
     """
     if not storage.exists(path):
         raise DataError(f"{path}: no such checkpoint file")
-    content = safetensors_in(storage.read_bytes(path), path) if _is_safetensors(path) else _torch_content(path)
+    content = safetensors_in(storage.read_bytes(path), path) if _is_safetensors(path) else torch_content(path)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -38,7 +38,7 @@ def read_weights(path: str) -> State:
         raise DataError(f"{path}: holds no named tensors; expected a state dict, bare or under 'model' or 'state_dict'")
     for name, value in content.items():
         _check_stored(path, name, value)
-    return _without_wrapper(path, content)
+    return without_wrapper(path, content)
 
 
 def is_weights_file(path: str) -> bool:
@@ -120,14 +120,20 @@ def _is_safetensors(path: str) -> bool:
     return path.endswith(".safetensors") or storage.read_range(path, 0, 9)[8:] == b"{"
 
 
-def _without_wrapper(path: str, state: State) -> State:
+def without_wrapper(path: str, state: State) -> State:
+    """Names as they are before DistributedDataParallel wraps a model."""
     if not all(name.startswith(WRAPPER) for name in state):
         return state
     log.info("%s: every key begins with %r, which DistributedDataParallel puts there: left out", path, WRAPPER)
     return {name.removeprefix(WRAPPER): value for name, value in state.items()}
 
 
-def _torch_content(path: str) -> Any:
+def torch_content(path: str) -> Any:
+    """What torch.save wrote: plain tensors and values, in dicts and lists.
+
+    Raises:
+        DataError: missing, damaged, compressed, or holds more than that.
+    """
     with storage.open_read(path) if storage.is_local(path) else io.BytesIO(storage.read_bytes(path)) as file:  # torch seeks hundreds of times
         try:
             _refuse_compressed(path, file)

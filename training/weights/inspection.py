@@ -11,6 +11,7 @@ from pipeline.core import storage
 from pipeline.core.errors import DataError
 from training import checkpoint
 from training.model_config import ModelConfig
+from training.weights import zero_folders
 from training.weights.bert import check_bert, is_bert
 from training.weights.files import SUFFIXES, State, check_finite, check_names, check_shapes, is_weights_file, read_weights
 from training.weights.names import POSITION_IDS, VARIANTS
@@ -19,7 +20,7 @@ from training.weights.published import Published, published_from, variant_of
 from training.weights.vit import HEADS, encoder_shapes, is_timm_vit
 
 NAMES_SHOWN = 3
-KINDS = "a checkpoint of ours, a published ALBEF file, a timm ViT, a Hugging Face BERT, or a model that albef exported"
+KINDS = "a checkpoint of ours, a published ALBEF file, a DeepSpeed checkpoint of such a model, a timm ViT, a Hugging Face BERT, or a model that albef exported"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def inspect(path: str, vision_heads: int | None = None, text_heads: int | None =
     """
     if is_weights_file(path):
         return _of_file(path, read_weights(path), vision_heads, text_heads)
+    if zero_folders.folder_of(path):
+        return _of_file(path, zero_folders.read(path), vision_heads, text_heads, "DeepSpeed checkpoint")
     if checkpoint.folder_of(path):
         return _of_checkpoint(path)
     if storage.exists(storage.join(path, "config.json")):
@@ -60,12 +63,12 @@ def inspect(path: str, vision_heads: int | None = None, text_heads: int | None =
     raise DataError(f"{path}: neither a folder of weights (no latest, manifest.json or config.json) nor a file ({', '.join(SUFFIXES)}); expected {KINDS}")
 
 
-def _of_file(path: str, state: State, vision_heads: int | None, text_heads: int | None) -> Inspected:
+def _of_file(path: str, state: State, vision_heads: int | None, text_heads: int | None, wrapping: str = "published ALBEF file") -> Inspected:
     check_finite(path, state)
     if variant_of(state):
         published = published_from(state, path, vision_heads, text_heads)
         title = VARIANTS[published.variant].title
-        return _of_published(path, f"published ALBEF file, {title}, {len(state)} tensors", published)
+        return _of_published(path, f"{wrapping}, {title}, {len(state)} tensors", published)
     if is_timm_vit(state):
         return _of_vit(path, state)
     if is_bert(state):

@@ -1,4 +1,4 @@
-"""Anything that holds weights of the whole model, opened the same way: our checkpoint, our safetensors export, a published ALBEF file."""
+"""Anything that holds weights of the whole model, opened the same way: our checkpoint, our safetensors export, a published ALBEF file, DeepSpeed's folder."""
 
 from dataclasses import dataclass, field
 
@@ -6,9 +6,10 @@ from pipeline.core import storage
 from pipeline.core.errors import DataError
 from training import checkpoint
 from training.tokenizer import Tokenizer
+from training.weights import zero_folders
 from training.weights.files import SUFFIXES, is_weights_file
 from training.weights.portable import read_exported
-from training.weights.published import Published, import_published
+from training.weights.published import Published, import_published, published_from
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Source:
 
 
 def open_source(path: str, vision_heads: int | None = None, text_heads: int | None = None) -> Source:
-    """Read weights from a checkpoint folder, a folder of checkpoints, a run directory, an exported folder or a published file, on disk or s3://.
+    """Read weights from a checkpoint folder, a folder of checkpoints, a run directory, an exported folder, a published file or DeepSpeed's folder, on disk or s3://.
 
     Raises:
         DataError: nothing of these, or damaged.
@@ -34,13 +35,18 @@ def open_source(path: str, vision_heads: int | None = None, text_heads: int | No
     if is_weights_file(path):
         published = import_published(path, vision_heads, text_heads)
         return Source(path, f"published {published.variant} file", published, None, None, heads_known=False, fresh=published.fresh)
+    if zero_folders.folder_of(path):
+        published = published_from(zero_folders.read(path), path, vision_heads, text_heads)
+        return Source(path, f"DeepSpeed checkpoint, {published.variant}", published, None, None, heads_known=False, fresh=published.fresh)
     if checkpoint.folder_of(path):
         return _of_checkpoint(checkpoint.read(path))
     if storage.exists(storage.join(path, "config.json")):
         exported = read_exported(path)
         weights = Published(exported.config, exported.weights, None, None)
         return Source(path, f"exported {exported.about.get('tower')}", weights, exported.tokenizer, exported.about.get("step"), heads_known=True, fresh=[])
-    raise DataError(f"{path}: no weights here; expected a checkpoint folder, a folder that albef exported, or a published file ({', '.join(SUFFIXES)})")
+    raise DataError(
+        f"{path}: no weights here; expected a checkpoint folder, a folder that albef exported, DeepSpeed's, or a published file ({', '.join(SUFFIXES)})"
+    )
 
 
 def _of_checkpoint(found: checkpoint.Checkpoint) -> Source:
