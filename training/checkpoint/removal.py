@@ -11,9 +11,10 @@ def remove_old(folder: str, keep: int, keep_every_steps: int | None = None) -> N
     """
     assert keep > 0
     latest = latest_of(folder) or ""
-    valid = [name for name in complete(folder) if name <= latest]
+    whole = complete(folder)
+    valid = [name for name in whole if name <= latest]
     kept = {*valid[-keep:], *(name for name in valid if keep_every_steps and step_of(name) % keep_every_steps == 0)}
-    for name in set(complete(folder)) - kept:
+    for name in set(whole) - kept:
         path = storage.join(folder, name)
         storage.remove(storage.join(path, MANIFEST))
         storage.remove_tree(path)

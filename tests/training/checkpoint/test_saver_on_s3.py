@@ -10,7 +10,7 @@ from waiting import wait_until
 from wire_proxy import WireProxy
 
 from pipeline.core import storage
-from pipeline.core.errors import Stopped
+from pipeline.core.errors import Stopped, StorageUnreachable
 from training.checkpoint import Saver, newest, read
 
 PASSING = ("status_500", "status_503", "reset", "truncated")
@@ -107,3 +107,17 @@ def test_reads_that_fail_now_and_then_fail_no_save_and_no_load(s3_bucket: str, s
         assert front.injected.total() > 3
     _go_through(s3_endpoint, monkeypatch)
     assert newest_is(s3_bucket, 5)
+
+
+def test_a_store_that_is_away_is_no_damage_and_nobody_goes_back_to_an_older_checkpoint(
+    s3_bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = Saver(s3_bucket, ALONE, keep_last=2, keep_every_steps=None, patience_s=0.0)
+    for step in (1, 2):
+        save(saver, step)
+    saver.wait()
+    with FaultyFront(urlsplit(s3_endpoint).port or 0, share=1.0, seed=1, faults=("status_503",)) as front:  # `latest` and manifests are answered
+        _go_through(front.endpoint, monkeypatch)
+        with pytest.raises(StorageUnreachable):
+            newest(s3_bucket)
+        assert front.injected.total() > 0
