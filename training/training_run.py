@@ -25,6 +25,7 @@ from training.feature_queue import FeatureQueue
 from training.global_group import GlobalGroup
 from training.initialise import build_student, load_teacher_and_queue, open_first_weights
 from training.losses import Loss, losses_of
+from training.memory import memory_of_rank
 from training.model import Albef
 from training.objective import Pretrainer
 from training.resuming import to_go_on_from
@@ -86,6 +87,10 @@ class TrainingRun:
         return checkpoints_of(self.folder)
 
     @property
+    def num_parameters(self) -> int:
+        return sum(place.shape.numel() for flat in self.partition.flats for place in flat.placements)
+
+    @property
     def losses(self) -> dict[str, Loss]:
         losses: dict[str, Loss] = self.engine.module.losses
         return losses
@@ -133,8 +138,9 @@ def put_together(config: TrainingConfig, run_folder: Path, world: World) -> Trai
     log.info(
         "stage train: DeepSpeed ZeRO-%d %s, %d rank(s) x %d pairs x %d accumulation, %d items, step %d of %d, %.1fM parameters",
         config.zero_stage, config.precision, world.world_size, micro_batch_size, accumulation_steps,
-        loader.items_per_epoch, run.state.step, run.total_steps, sum(place.shape.numel() for flat in run.partition.flats for place in flat.placements) / 1e6,
+        loader.items_per_epoch, run.state.step, run.total_steps, run.num_parameters / 1e6,
     )  # fmt: skip
+    log.info("memory: %s", memory_of_rank(run.num_parameters, config, world.world_size))
     return run
 
 

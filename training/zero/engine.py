@@ -10,6 +10,8 @@ from training.distributed import World
 from training.objective import Pretrainer
 from training.optim import parameter_groups
 
+LARGEST_BUCKET = 50_000_000  # gradients reduced together; DeepSpeed's own 500 million would be 2 GB that stage 3 sets aside at the start
+
 
 class GuardedAdamW(torch.optim.AdamW):
     """AdamW that takes no step with a non-finite gradient, and clips: what ZeRO's optimizers do by themselves, and DeepSpeed's stage 0 does not.
@@ -50,7 +52,7 @@ def deepspeed_engine(config: TrainingConfig, pretrainer: Pretrainer, world: Worl
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": config.global_batch_size // (micro_batch_size * world.world_size),
         "gradient_clipping": 0.0 if config.zero_stage == 0 else recipe.max_grad_norm,
-        "zero_optimization": _zero(config),
+        "zero_optimization": _zero(config, sum(parameter.numel() for parameter in pretrainer.student.parameters())),
         "bf16": {"enabled": config.bf16_params},
         "torch_autocast": {"enabled": config.precision == "bf16" and not config.bf16_params, "dtype": "bfloat16"},
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, so that an offloaded run gives what another gives
@@ -72,8 +74,8 @@ def gather_small(zero: Any) -> None:
         zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
 
-def _zero(config: TrainingConfig) -> dict[str, Any]:
-    settings: dict[str, Any] = {"stage": config.zero_stage}
+def _zero(config: TrainingConfig, num_parameters: int) -> dict[str, Any]:
+    settings: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": min(LARGEST_BUCKET, num_parameters)}
     if config.offload == "optimizer":
         settings["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return settings
