@@ -1,6 +1,7 @@
 """A model without gradients whose weights lie in slices over ranks: a block's are gathered for its forward pass and given back after it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,12 +28,21 @@ class GatheredUnits:
             return _Unit([(parameter, *of_name[names[id(parameter)]]) for parameter in parameters], compute_type)
 
         self._root = unit([parameter for parameter in model.parameters() if id(parameter) not in in_blocks])
-        self._root.release()
-        for block in blocks:
-            of_block = unit(list(block.parameters()))
-            of_block.release()
+        self._of_blocks = [unit(list(block.parameters())) for block in blocks]
+        for one in (self._root, *self._of_blocks):
+            one.release()
+        for block, of_block in zip(blocks, self._of_blocks, strict=True):
             block.register_forward_pre_hook(_before(of_block))
             block.register_forward_hook(_after(of_block))
+
+    @contextmanager
+    def all_gathered(self) -> Iterator[None]:
+        """The whole model at once, for who wants to look at it; every rank must call."""
+        for one in (self._root, *self._of_blocks):
+            one.gather()
+        yield
+        for one in (self._root, *self._of_blocks):
+            one.release()
 
     def gather_root(self) -> None:
         """Before anything of the model is used; every rank must call."""
