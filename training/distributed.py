@@ -74,18 +74,19 @@ class World:
     def together(self, act: Callable[[], _T]) -> _T:
         """What `act` gives on this rank, once it succeeded on all; every rank must call.
 
-        Raises an error of ours that `act` raises here, and FailedElsewhere where another rank met one, or met the same before: nobody is left
-        waiting for those that ended, and no line is printed twice.
+        Raises an error of ours, or of the system, that `act` raises here, and FailedElsewhere where another rank met one, or met the same before:
+        nobody is left waiting for those that ended, and no line is printed twice.
         """
         done: list[_T] = []
-        error: AlbefError | None = None
+        error: AlbefError | OSError | None = None
         try:
             done.append(act())
-        except AlbefError as raised:
+        except (AlbefError, OSError) as raised:
             error = raised
-        told_by_all = self.of_all((str(error), error.exit_code) if error else None)
+        own = (str(error), getattr(error, "exit_code", 1)) if error else None
+        told_by_all = self.of_all(own)
         failed = [told for told in told_by_all if told]
-        if error and told_by_all.index((str(error), error.exit_code)) == self.rank:
+        if error and told_by_all.index(own) == self.rank:
             raise error
         if failed:
             raise FailedElsewhere(*failed[0])

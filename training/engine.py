@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,31 +64,36 @@ class Trainer:
 
     def __init__(self, run: TrainingRun, evaluate: Evaluate | None = None) -> None:
         self.run = run
-        config, train_folder = run.config, run.folder / "train"
-        self.heartbeat = Heartbeat(train_folder / "heartbeat", run.world.rank)
-        self.hang_watch = HangWatch(self.heartbeat, train_folder, run.world.rank, run.world.world_size, config.hang_report_s, config.hang_exit_s)
-        self.report = Report(run)
-        self.guard = Guard(run)
-        self.upkeep = Upkeep(run, self.report, self.heartbeat, evaluate)
-        self.hooks: list[Hook] = [self.report, *_asked_for(run, self.report), Agreement(run, config.compare_ranks_every_steps)]
+        config, train_folder, rank = run.config, run.folder / "train", run.world.rank
+        with ExitStack() as opened:  # whatever ends the making of one part closes those before it
+            opened.callback(run.close)
+            self.heartbeat = opened.enter_context(closing(Heartbeat(train_folder / "heartbeat", rank)))
+            watch = HangWatch(self.heartbeat, train_folder, rank, run.world.world_size, config.hang_report_s, config.hang_exit_s)
+            opened.callback(watch.close)
+            self.report = opened.enter_context(closing(run.world.together(lambda: Report(run))))
+            self.guard = Guard(run)
+            self.upkeep = Upkeep(run, self.report, self.heartbeat, evaluate)
+            further = [*_asked_for(run, self.report, self.heartbeat), Agreement(run, config.compare_ranks_every_steps)]
+            self.hooks: list[Hook] = [self.report, *(opened.enter_context(closing(hook)) for hook in further)]
+            self._opened = opened.pop_all()
 
     def train(self) -> dict[str, Any]:
         """Every remaining step, with hooks after each; the loop of the whole package."""
         run, losses = self.run, dict[str, float]()
-        stopping.raise_if_stopping(run.folder)
+        run.world.together(lambda: stopping.raise_if_stopping(run.folder))
         self.upkeep.check_quarantine()
         batches = run.loader.from_position(run.state.position)
         while run.state.step < run.total_steps:
-            began_at, began = self._next_position(), time.perf_counter()
+            began = self._begin_to_wait()
             micro_batches, position = self._next(batches)
-            data_wait_s = time.perf_counter() - began
+            began_at, data_wait_s = run.state.position, time.perf_counter() - began
             outputs, applied = self.optimizer_step(micro_batches)
             if applied:  # a skipped step must not age the teacher or reach the queue
                 run.partition.clamp_("temperature", MIN_TEMPERATURE, MAX_TEMPERATURE)  # the original's clamp in the forward pass would miss the masters
                 run.teacher.update()
                 push_features(run.queue, run.world, outputs)
             losses = mean_losses(run.world, outputs)
-            run.state = run.state.after(position, applied)
+            run.state = run.state.after(began_at, position, applied)
             done = StepDone(run.state.step, applied, losses, micro_batches, data_wait_s, time.perf_counter() - began)
             if not applied:
                 self.guard.explain(done, outputs, self.report.gradient_norms)
@@ -122,17 +128,14 @@ class Trainer:
         return outputs, applied
 
     def close(self) -> None:
-        self.run.close()
-        for hook in self.hooks:
-            hook.close()
-        self.hang_watch.close()
-        self.heartbeat.close()
+        """Everything, also where one part fails to."""
+        self._opened.close()
 
-    def _next_position(self) -> Position:
-        """Where the next batch starts; waiting for it begins."""
+    def _begin_to_wait(self) -> float:
+        """For the next batch; the time."""
         self.heartbeat.beat("data", self.run.state.step)
         self.report.data_wait.begin()
-        return self.run.state.position
+        return time.perf_counter()
 
     def _next(self, batches: Batches) -> tuple[list[Batch], Position]:
         """The next global batch's share that is not left out."""
@@ -151,14 +154,14 @@ class Trainer:
         return self.run.loader.from_position(self.run.state.position)
 
 
-def _asked_for(run: TrainingRun, report: Report) -> list[Hook]:
+def _asked_for(run: TrainingRun, report: Report, heartbeat: Heartbeat) -> list[Hook]:
     """The hooks that have a setting of their own."""
     config, hooks = run.config, list[Hook]()
     if config.profile and run.world.rank == 0:
         options = config.profile.model_dump()
         hooks.append(Profiler(run.folder / "train" / "profile", run.world.rank, run.world.device, **options, steps_taken=run.state.step))
     if config.validation:
-        hooks.append(validation_of(run, config.validation, report.record))
+        hooks.append(validation_of(run, config.validation, report.record, lambda: heartbeat.busy("evaluate", run.state.step)))
     return hooks
 
 

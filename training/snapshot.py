@@ -19,7 +19,7 @@ def take(partition: Partition, teacher: Teacher, queue: FeatureQueue) -> Tensors
     """This rank's share of the files, whole tensors on the CPU that nobody changes; every rank must call. Rank 0 alone has the queue."""
 
     def whole(values: Sequence[Tensor]) -> dict[str, Tensor]:
-        return put_together(partition.flats, values, partition.rank)
+        return put_together(partition.flats, values, partition.rank, queue.image.device)
 
     optimizer: dict[str, Tensor] = {}
     for moment in MOMENTS:

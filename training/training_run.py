@@ -49,19 +49,19 @@ class TrainingState:
     position: Position
     step: int = 0  # optimizer steps, skipped ones included
     skipped_steps: int = 0
-    skipped_in_a_row: int = 0
+    skipped_at: tuple[Position, ...] = ()  # where the batches of the steps skipped last, in a row, start
     roll_back: RollBackState = field(default_factory=RollBackState)
     curves: dict[str, Curve] = field(default_factory=dict)  # what spikes are told from
 
-    def after(self, position: Position, applied: bool) -> "TrainingState":
-        """One optimizer step later, at this place in the data."""
+    def after(self, began_at: Position, position: Position, applied: bool) -> "TrainingState":
+        """One optimizer step later, whose batch lies between these places in the data."""
         skipped = not applied
         return replace(
             self,
             position=position,
             step=self.step + 1,
             skipped_steps=self.skipped_steps + skipped,
-            skipped_in_a_row=self.skipped_in_a_row + 1 if skipped else 0,
+            skipped_at=(*self.skipped_at, began_at) if skipped else (),
         )
 
 
@@ -179,17 +179,22 @@ def go_on_from(run: TrainingRun, saved: Checkpoint) -> None:
     snapshot.restore(saved, run.partition, run.teacher, run.queue)
     state = saved.state
     run.loader.restore_quarantine(state["quarantine"])
-    if run.world.rank == 0:
-        run.loader.restore_bytes_read(state["sources"])
+    run.loader.restore_bytes_read(state["sources"] if run.world.rank == 0 else {})
     run.state = TrainingState(
         Position(**state["position"]),
         state["step"],
         state["skipped_steps"],
-        state["skipped_in_a_row"],
+        _still_in_a_row(state, run.config),
         RollBackState.from_json(state["roll_back"]) if "roll_back" in state else RollBackState(),
         spikes.from_json(state.get("curves", {})),
     )
     log.info("resumed from %s", saved.path)
+
+
+def _still_in_a_row(state: dict[str, Any], config: TrainingConfig) -> tuple[Position, ...]:
+    """None where they were enough to end the run: who starts it once more wants it to go on."""
+    skipped_at = tuple(Position(**position) for position in state.get("skipped_at", ()))
+    return skipped_at if len(skipped_at) < config.max_skipped_in_a_row else ()
 
 
 def _tokenizer(config: TrainingConfig, dataset: Dataset | MixedDataset, resumed: Checkpoint | None, source: Source | None) -> Tokenizer:

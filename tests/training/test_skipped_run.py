@@ -78,7 +78,7 @@ def test_ten_in_a_row_stop_the_run_with_4_and_a_report_and_it_can_go_on(dataset:
     code, errors = train(config, 0, range(0), ranks)
     assert code == 0, errors
     last = checkpoint.read(str(tmp_path / "train" / "checkpoints"))
-    assert (last.step, last.state["skipped_steps"], last.state["skipped_in_a_row"]) == (20, 10, 0)
+    assert (last.step, last.state["skipped_steps"], last.state["skipped_at"]) == (20, 10, [])
 
 
 def test_a_run_that_may_goes_back_and_leaves_the_poisoned_batches_out(dataset: Path, tmp_path: Path) -> None:
@@ -93,3 +93,29 @@ def test_a_run_that_may_goes_back_and_leaves_the_poisoned_batches_out(dataset: P
     last = checkpoint.read(str(tmp_path / "train" / "checkpoints"))
     assert (last.state["position"]["epoch"], last.state["position"]["step"]) == (0, 8), "six batches taken, two left out"
     assert [place["step"] for place in last.state["roll_back"]["left_out"]] == [3, 4]
+
+
+def test_a_second_bad_batch_behind_those_left_out_is_left_out_as_well(dataset: Path, tmp_path: Path) -> None:
+    changes: dict[str, object] = {"max_steps": 6, "save_every_steps": 2, "max_skipped_in_a_row": 1, "roll_back": "non_finite"}
+    code, errors = train(tiny_run.configuration(tmp_path, dataset, **changes), 0, range(3, 5))
+    assert code == 0, errors
+    last = checkpoint.read(str(tmp_path / "train" / "checkpoints"))
+    assert [place["step"] for place in last.state["roll_back"]["left_out"]] == [3, 4]
+    assert len(last.state["roll_back"]["made"]) == 2
+
+
+def test_enough_skipped_steps_end_a_run_at_its_last_step_too(dataset: Path, tmp_path: Path) -> None:
+    code, errors = train(tiny_run.configuration(tmp_path, dataset, max_steps=3, max_skipped_in_a_row=3), 0, range(3))
+    assert code == 4, errors
+    assert "training stopped at step 3 of 3: 3 steps, 1 to 3, skipped" in errors
+
+
+def test_skipped_steps_in_a_row_are_counted_over_a_restart(dataset: Path, tmp_path: Path) -> None:
+    """Of checkpoints of after the second and the fourth step, the first stays: what a kill after step 3 would leave."""
+    config = tiny_run.configuration(tmp_path, dataset, max_steps=8, max_skipped_in_a_row=4, save_every_steps=2, keep_last=5)
+    assert train(config, 0, range(1, 9))[0] == 4
+    (tmp_path / "train" / "checkpoints" / "latest").write_text(checkpoint.name_of(4))
+    assert len(checkpoint_of(tmp_path, 4).state["skipped_at"]) == 3
+    code, errors = train(config, 0, range(1, 9))
+    assert code == 4, errors
+    assert "training stopped at step 5 of 8" in errors

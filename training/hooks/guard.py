@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 
-from pipeline.core import storage
 from shards.loader import Position
 from training import checkpoint
 from training.loop import StepDone
@@ -30,7 +29,6 @@ class Guard:
         self._policy = RollBackPolicy(run.config.roll_back, run.config.roll_back_limit)
         self._skipped = SkippedSteps(run.folder / "train", run.world.rank, keep=run.config.max_skipped_in_a_row)
         self._detector = SpikeDetector()
-        self._in_a_row: list[Position] = []  # where the batches of the steps skipped last start
 
     def explain(self, done: StepDone, outputs: Sequence[StepOutput], gradient_norms: dict[str, float]) -> None:
         """Of a skipped step: which loss of which rank, which samples. Every rank must call."""
@@ -44,26 +42,26 @@ class Guard:
     def decide(self, done: StepDone, began_at: Position, gradient_norm: float, checkpoint_steps: Callable[[], Sequence[int]]) -> GoBack | Stop | None:
         """The same on every rank; None is to go on. `checkpoint_steps`: those that the run may go back to, asked for only if something went wrong."""
         spikes = self._look_for_spikes(done, gradient_norm)
-        self._in_a_row = [] if done.applied else [*self._in_a_row, began_at]
-        if len(self._in_a_row) >= self._run.config.max_skipped_in_a_row:
-            event = Event("non_finite", done.step - len(self._in_a_row) + 1, tuple(self._in_a_row), self._skipped.report())
+        skipped_at, mode = self._run.state.skipped_at, self._policy.mode
+        if len(skipped_at) >= self._run.config.max_skipped_in_a_row:
+            event = Event("non_finite", done.step - len(skipped_at) + 1, skipped_at, self._skipped.report())
         elif spikes:
             event = Event("spike", done.step, (began_at,), f"step {done.step}: {spikes[0]}")
         else:
             return None
-        decision = self._policy.decide(self._run.state.roll_back, event, checkpoint_steps())
+        may_go_back = mode == "spikes" or (mode == "non_finite" and event.reason == "non_finite")
+        decision = self._policy.decide(self._run.state.roll_back, event, checkpoint_steps() if may_go_back else [])
         return decision if isinstance(decision, GoBack | Stop) else None
 
     def go_back(self, decision: GoBack) -> None:
         """Load the checkpoint it names; later ones go, since a restart would take the newest. Every rank must call."""
         run = self._run
         log.warning("%s", decision.line)
-        if run.world.rank == 0:
-            checkpoint.forget_after(run.checkpoints, decision.to_step)
-        run.world.barrier()
-        go_on_from(run, checkpoint.read(storage.join(run.checkpoints, checkpoint.name_of(decision.to_step))))
-        run.state = replace(run.state, roll_back=decision.state, skipped_in_a_row=0)
-        self._in_a_row = []
+        run.world.together(lambda: checkpoint.forget_after(run.checkpoints, decision.to_step) if run.world.rank == 0 else None)
+        whole = checkpoint.newest(run.checkpoints, run.world)  # that one, or, where it is damaged, one before
+        assert whole is not None
+        go_on_from(run, whole)
+        run.state = replace(run.state, roll_back=decision.state, skipped_at=())
 
     def _look_for_spikes(self, done: StepDone, gradient_norm: float) -> list[Spike]:
         if not done.applied:

@@ -39,7 +39,7 @@ class Report:
     def look_at_gradients(self) -> None:
         """Between the backward pass and the step, where they are there: the norm of each tower's, over all ranks."""
         squares = self._run.partition.squared_gradient_norms()
-        totals = self._run.world.sum(torch.stack(list(squares.values())))
+        totals = self._run.world.sum(torch.stack(list(squares.values())).to(self._run.world.device))
         self.gradient_norms = dict(zip(squares, totals.sqrt().tolist(), strict=True))
 
     def add(self, figures: dict[str, float]) -> None:
@@ -68,9 +68,9 @@ class Report:
 
     def rewind(self) -> None:
         """The run went back: lines of later steps go, as those steps are taken again."""
-        if self.metrics:
-            self.metrics.close()
+        self.close()
         self.metrics = self._opened()
+        self._views = _views(self._run) if self._run.world.rank == 0 else []
 
     def close(self) -> None:
         for view in [*self._views, *([self.metrics] if self.metrics else [])]:

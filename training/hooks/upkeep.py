@@ -44,23 +44,23 @@ class Upkeep:
         if ends or scored or done.step % config.save_every_steps == 0:
             self._save()
         if ends or scored:
-            self._saver.wait()
+            self._wait()
         if scored:
             self._score(done.step)
         self._budget.check([] if within_budget else run.loader.quarantine)
-        if reason and done.step < run.total_steps:
+        if reason and (stop_for or done.step < run.total_steps):
             raise Stopped(f"training stopped at step {done.step} of {run.total_steps}: {reason}; {stopping.how_to_continue(reason)}")
 
     def checkpoint_steps(self) -> list[int]:
         """Of the checkpoints that are there; every rank must call."""
-        self._saver.wait()
+        self._wait()
         steps: list[int] = self._run.world.from_first(checkpoint.steps_in(self._run.checkpoints) if self._run.world.rank == 0 else None)
         return steps
 
     def save_now(self) -> None:
         """And wait until it is written."""
         self._save()
-        self._saver.wait()
+        self._wait()
 
     def last_checkpoint(self) -> str:
         saved = checkpoint.read(self._run.checkpoints).path
@@ -78,7 +78,7 @@ class Upkeep:
         asked = torch.tensor([float(own is not None), float(unshared), float(self._saver.failed)], device=run.world.device)
         anyone, unshared_by_all, failed = run.world.sum(asked).tolist()
         if failed:
-            self._saver.wait()  # which raises on every rank
+            self._wait()  # which raises on every rank
         within_budget = self._budget.allows(shared + round(unshared_by_all))  # of what several ranks met too much is counted: then count exactly
         within_budget = within_budget or self._budget.allows(num_samples(run.loader.share_quarantine(run.world.of_all)))
         return (own or "another rank was asked to stop") if anyone else None, within_budget
@@ -86,6 +86,7 @@ class Upkeep:
     def _save(self) -> None:
         """Take a snapshot and begin to write it; training may go on at once."""
         run, began = self._run, time.perf_counter()
+        self._wait()  # for the save before, else a rank would hold two snapshots
         self._heartbeat.beat("save", run.state.step)
         quarantine = run.loader.share_quarantine(run.world.of_all)
         sources = _summed(run.world.of_all(run.loader.sources(run.state.position, quarantine)))
@@ -93,16 +94,27 @@ class Upkeep:
         files = {"vocab.txt": run.tokenizer.vocabulary_file()} if run.world.rank == 0 else {}
         self._saver.save(run.state.step, tensors, files, self._record(quarantine, sources))
         if run.world.rank == 0:
-            write_quarantine(run.folder / "train", quarantine, self._budget)
+            self._write_quarantine(quarantine)
         self._report.add({"checkpoint/stall_s": time.perf_counter() - began, **self._saver.figures()})
+
+    def _wait(self) -> None:
+        """For the save in flight, however long the storage takes."""
+        with self._heartbeat.busy("save", self._run.state.step):
+            self._saver.wait()
+
+    def _write_quarantine(self, quarantine: list[Entry]) -> None:
+        try:
+            write_quarantine(self._run.folder / "train", quarantine, self._budget)
+        except OSError as error:  # the checkpoint has it, too
+            log.warning("quarantine.json cannot be written now: %s", error)
 
     def _score(self, step: int) -> None:
         """On rank 0, while the others wait."""
-        self._heartbeat.beat("evaluate", step)
-        if self._report.metrics and self._evaluate:
-            path = Path(checkpoint.read(self._run.checkpoints).path)
-            self._report.metrics.record(step, {f"val/{name}": value for name, value in self._evaluate(path).items()})
-        self._run.world.barrier()
+        run, evaluate = self._run, self._evaluate
+        assert evaluate is not None
+        with self._heartbeat.busy("evaluate", step):
+            scores = run.world.together(lambda: evaluate(Path(checkpoint.read(run.checkpoints).path)) if run.world.rank == 0 else {})
+        self._report.record(step, {f"val/{name}": value for name, value in scores.items()})
 
     def _record(self, quarantine: list[Entry], sources: dict[str, dict[str, float]]) -> dict[str, Any]:
         run = self._run

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class Validation:
         engine: called in place of the Pretrainer that it wraps; that itself where nothing does.
         record: takes step and values, on every rank.
         precision: compute type of the teacher's passes; the student's is the engine's.
+        busy: around a validation, which may take longer than a step that hangs.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class Validation:
         every_steps: int,
         with_teacher: bool = False,
         precision: torch.dtype = torch.float32,
+        busy: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.engine, self.pretrainer, self.teacher, self.held_out, self.world, self.record = engine, pretrainer, teacher, held_out, world, record
-        self.every_steps, self.precision = every_steps, precision
+        self.every_steps, self.precision, self.busy = every_steps, precision, busy
         self._losses = {name: loss for name, loss in LOSSES.items() if name in pretrainer.losses}
         self.teacher_pass = Pretrainer(teacher, self._losses, held_out.group_size) if with_teacher else None
         self._queue = FeatureQueue(0, teacher.config.embed_dim, world.device)
@@ -67,7 +69,8 @@ class Validation:
 
     def after_step(self, done: StepDone) -> None:
         if done.step % self.every_steps == 0:
-            self.record(done.step, self.values())
+            with self.busy():
+                self.record(done.step, self.values())
 
     def close(self) -> None:
         """Holds nothing between two validations."""
@@ -78,7 +81,7 @@ class Validation:
         Raises:
             DataError, Stopped: the held-out data cannot be read; FailedElsewhere: by another rank.
         """
-        rows = self.world.together(lambda: list(self._rows()))
+        rows = list(self._rows())
         names = list(rows[0])
         own = torch.stack([torch.stack([row[name].detach().double() for name in names]) for row in rows])
         of_ranks = self.world.gather(own).view(self.world.world_size, len(rows), len(names))
@@ -88,7 +91,8 @@ class Validation:
     def _rows(self) -> Iterator[dict[str, Tensor]]:
         """Of each group of this rank."""
         with torch.no_grad(), evaluating(self.pretrainer), evaluating(self.teacher), asked_for(self.pretrainer, self._losses, self.held_out.group_size):
-            for batch in self.held_out.groups(self.world.rank, self.world.world_size):
+            groups = self.held_out.groups(self.world.rank, self.world.world_size)
+            while (batch := self.world.together(lambda: next(groups, None))) is not None:  # agreed before a pass, in which ZeRO-3's ranks need each other
                 batch = batch.to(self.world.device)
                 values = named("val", self.engine(batch, self.teacher, self._queue, alpha=0.0))
                 if self.teacher_pass:
@@ -126,7 +130,7 @@ def asked_for(pretrainer: Pretrainer, losses: Mapping[str, Loss], group_size: in
         pretrainer.losses, pretrainer.group_size, pretrainer.global_group = kept
 
 
-def validation_of(run: TrainingRun, settings: ValidationConfig, record: Record) -> Validation:
+def validation_of(run: TrainingRun, settings: ValidationConfig, record: Record, busy: Callable[[], AbstractContextManager[None]]) -> Validation:
     """The hook that a run's settings ask for; every rank must call.
 
     Raises ConfigError or DataError, with the setting's name, where the held-out pairs cannot be had.
@@ -154,6 +158,7 @@ def validation_of(run: TrainingRun, settings: ValidationConfig, record: Record) 
         every_steps=settings.every_steps,
         with_teacher=settings.teacher,
         precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        busy=busy,
     )
     if validation.teacher_pass:
         run.teacher.whole_during(validation.teacher_pass)

@@ -6,7 +6,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,6 +58,24 @@ class Heartbeat:
     def beat(self, phase: Phase, step: int) -> None:
         """This rank makes progress: it begins `phase`, or goes on with it, after `step` optimizer steps."""
         self._last = (phase, step, time.time())  # one store, so that no thread reads half of it
+
+    @contextmanager
+    def busy(self, phase: Phase, step: int) -> Iterator[None]:
+        """Work that may take longer than a step ever does, such as an evaluation or a save to a store that is away: a thread beats meanwhile."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(self._every_s):
+                self.beat(phase, step)
+
+        self.beat(phase, step)
+        thread = threading.Thread(target=beat, name="busy", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     @property
     def last(self) -> Beat:

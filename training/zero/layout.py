@@ -85,11 +85,12 @@ def owners(flats: Sequence[Flat]) -> dict[str, int]:
     return chosen
 
 
-def put_together(flats: Sequence[Flat], values: Sequence[Tensor], rank: int) -> dict[str, Tensor]:
+def put_together(flats: Sequence[Flat], values: Sequence[Tensor], rank: int, device: torch.device) -> dict[str, Tensor]:
     """Whole parameters, each on its owner alone, on the CPU and nobody else's; every rank must call.
 
     Args:
         values: this rank's spans of all flats, in order, each [length].
+        device: that ranks talk over; offloaded values are elsewhere.
 
     A rank sends of its slice what others own, once: it holds what it owns and what it sends, never everything.
     """
@@ -101,8 +102,8 @@ def put_together(flats: Sequence[Flat], values: Sequence[Tensor], rank: int) -> 
     sent = [torch.cat([value for span, value in mine if owner[span.name] == other] or [values[0][:0]]) for other in range(world_size)]
     expected = [[span for span in _spans(flats, other) if owner[span.name] == rank] for other in range(world_size)]
     lengths = [sum(span.length for span in spans) for spans in expected]
-    received = values[0].new_empty(sum(lengths))
-    dist.all_to_all_single(received, torch.cat(sent), lengths, [len(part) for part in sent])
+    received = values[0].new_empty(sum(lengths), device=device)
+    dist.all_to_all_single(received, torch.cat(sent).to(device), lengths, [len(part) for part in sent])
     spans = [span for of_rank in expected for span in of_rank]
     return _filled(zip(spans, torch.split(received, [span.length for span in spans]), strict=True))
 

@@ -62,10 +62,13 @@ class Partition:
 
     def squared_gradient_norms(self) -> dict[str, Tensor]:
         """Of this rank's part of each tower; their sums over ranks are the towers'."""
-        totals = {tower: self.steps[0].new_zeros((), device=self.own[0].master.device) for tower in (*TOWERS.values(), "heads")} if self.own else {}
-        for piece, gradient in zip(self.own, self.gradients(), strict=True):
-            totals[tower_of(piece.span.name)] += gradient.float().square().sum()
-        return totals
+        towers = [*TOWERS.values(), "heads"]
+        gradients = self.gradients()
+        totals = torch.zeros(len(towers), device=gradients[0].device if gradients else "cpu")
+        if gradients:
+            of_tower = torch.tensor([towers.index(tower_of(piece.span.name)) for piece in self.own], device=totals.device)
+            totals.index_add_(0, of_tower, torch.stack(torch._foreach_norm(gradients)).float().square())
+        return dict(zip(towers, totals.unbind(), strict=True))
 
 
 def tower_of(name: str) -> str:
@@ -112,6 +115,8 @@ def _flat_groups(zero: Any, parameters: dict[str, nn.Parameter], rank: int, worl
 
     def gradients() -> list[Tensor]:
         found = []
+        if zero.cpu_offload:
+            zero._wait_for_offload_copies()
         for index, (flat, master) in enumerate(zip(flats, masters, strict=True)):
             whole = master.grad if zero.cpu_offload else _joined(zero.averaged_gradients[index])
             found += [whole.narrow(0, span.offset, span.length) for span in flat.spans(rank)]
