@@ -76,7 +76,7 @@ def load_predictor(config: EvalConfig, checkpoint: str) -> AlbefPredictor:
     )
 
 
-def validate_checkpoint(config: EvalConfig, checkpoint: Path, run_folder: Path, predictor_factory: PredictorFactory | None = None) -> dict[str, float]:
+def validate_checkpoint(config: EvalConfig, checkpoint: str, run_folder: Path, predictor_factory: PredictorFactory | None = None) -> dict[str, float]:
     """Quick scores of a checkpoint in the midst of training: retrieval by ITC alone on the validation split, nothing kept.
 
     A configuration without retrieval gives no scores.
@@ -86,7 +86,7 @@ def validate_checkpoint(config: EvalConfig, checkpoint: Path, run_folder: Path, 
         return {}
     task = chosen_from({"retrieval": Retrieval}, {"retrieval": options}, "eval.tasks")["retrieval"]
     quick = replace(task, split=config.validation_split, k_test=0, itm_loss_pairs=min(task.itm_loss_pairs, 128), gallery=0)
-    scores = quick((predictor_factory or load_predictor)(config, str(checkpoint)), Progress(run_folder=run_folder))
+    scores = quick((predictor_factory or load_predictor)(config, checkpoint), Progress(run_folder=run_folder))
     wanted = ("itc/text_recall@1", "itc/image_recall@1", "itc/r_mean", "itm_loss")
     return {name.removeprefix("itc/"): scores.metrics[name] for name in wanted if name in scores.metrics}
 

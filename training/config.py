@@ -182,11 +182,16 @@ class TrainingConfig(Section):
         le=1,
         description="warn, naming the slow stage, above this share of a window spent waiting for data; workers in time leave under 0.01",
     )
+    checkpoint_folder: str | None = Field(
+        default=None, description="where checkpoints go, path or s3:// URL, of this run alone; null is train/checkpoints in the run directory"
+    )
     save_every_steps: int = Field(default=1000, ge=1, description="optimizer steps between checkpoints; the last step always saves")
     keep_last: int = Field(default=2, ge=1, description="checkpoints kept, the newest ones")
     keep_every_steps: int | None = Field(default=None, ge=1, description="checkpoints at multiples of this many optimizer steps are kept for good; null none")
     save_patience_s: float = Field(
-        default=600, ge=0, description="seconds for which a full disk or a store that does not answer is tried again, before the run stops with exit code 4"
+        default=600,
+        ge=0,
+        description="seconds for which a full disk or a store that does not answer is tried again, at a start too, before the run stops with exit code 4",
     )
     evaluate_every_steps: int | None = Field(default=None, ge=1, description="optimizer steps between evaluations on the validation split; null never")
     validation: ValidationConfig | None = Field(default=None, description="losses on held-out pairs while training; null none")

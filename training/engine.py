@@ -33,7 +33,7 @@ from training.watch.hang import HangWatch
 from training.watch.heartbeat import Heartbeat
 from training.watch.roll_back import GoBack
 
-Evaluate = Callable[[Path], dict[str, float]]
+Evaluate = Callable[[str], dict[str, float]]  # a checkpoint's folder, which may be an s3:// URL
 Batches = Iterator[tuple[list[Batch], Position]]
 
 

@@ -1,11 +1,14 @@
 """Whether a run may go on from the checkpoint in its folder: only where nothing that shapes the result has changed."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pipeline.core import config as configuration
+from pipeline.core import storage
 from pipeline.core.errors import ConfigError
 from training import checkpoint
+from training.checkpoint.patience import ask_patiently
 from training.config import TrainingConfig
 from training.distributed import World
 from training.losses import LOSSES
@@ -14,7 +17,7 @@ from training.losses import LOSSES
 MAY_CHANGE = {
     "dataset", "manifest", "cache_gib", "cache_folder", "micro_batch_size", "num_workers", "torch_threads", "log_every_steps", "save_every_steps", "keep_last",
     "compile", "evaluate_every_steps", "max_skipped_in_a_row", "quarantine_budget", "zero_stage", "offload", "activation_checkpointing", "init",
-    "data_wait_window_steps", "data_wait_warn_share", "keep_every_steps", "save_patience_s", "validation", "profile", "wandb",
+    "data_wait_window_steps", "data_wait_warn_share", "keep_every_steps", "checkpoint_folder", "save_patience_s", "validation", "profile", "wandb",
     "live", "roll_back", "roll_back_limit", "compare_ranks_every_steps", "hang_report_s", "hang_exit_s",
 }  # fmt: skip
 ABSENT = "not there"
@@ -23,12 +26,24 @@ ABSENT = "not there"
 def to_go_on_from(checkpoints: str, config: TrainingConfig, world: World) -> checkpoint.Checkpoint | None:
     """The newest whole checkpoint of this run, if there is one; every rank must call, and verifies its share of the files.
 
-    Raises ConfigError where it is of another run.
+    Raises:
+        ConfigError: it is of another run.
+        DataError: nothing can be written there.
+        Stopped: the store of the checkpoints did not answer for `save_patience_s`.
     """
-    saved = checkpoint.newest(checkpoints, world)
+    saved = checkpoint.newest(checkpoints, world, config.save_patience_s)
     if saved:
         world.together(lambda: refuse_another(config, saved))
+    else:
+        world.together(lambda: _require_writable(checkpoints, config.save_patience_s) if world.rank == 0 else None)
     return saved
+
+
+def _require_writable(checkpoints: str, patience_s: float) -> None:
+    """A place that does not exist is told now, not when the first thousand steps are to be saved."""
+    probe = storage.join(checkpoints, ".probe.tmp")
+    ask_patiently(partial(storage.write_bytes, probe, b""), checkpoints, patience_s)
+    ask_patiently(partial(storage.remove, probe), checkpoints, patience_s)
 
 
 def refuse_another(config: TrainingConfig, saved: checkpoint.Checkpoint) -> None:

@@ -84,7 +84,7 @@ class TrainingRun:
 
     @property
     def checkpoints(self) -> str:
-        return checkpoints_of(self.folder)
+        return checkpoints_of(self.config, self.folder)
 
     @property
     def num_parameters(self) -> int:
@@ -107,8 +107,8 @@ class TrainingRun:
         self.loader.dataset.parts[0].dataset.reader.close()  # all parts share it
 
 
-def checkpoints_of(run_folder: Path) -> str:
-    return storage.join(str(run_folder / "train"), "checkpoints")
+def checkpoints_of(config: TrainingConfig, run_folder: Path) -> str:
+    return config.checkpoint_folder or storage.join(str(run_folder / "train"), "checkpoints")
 
 
 def put_together(config: TrainingConfig, run_folder: Path, world: World) -> TrainingRun:
@@ -122,7 +122,7 @@ def put_together(config: TrainingConfig, run_folder: Path, world: World) -> Trai
     micro_batch_size, accumulation_steps = world.together(lambda: split_of(config, world.world_size))
     if config.compile:
         world.together(lambda: require_compiler(world.device))
-    resumed = to_go_on_from(checkpoints_of(run_folder), config, world)
+    resumed = to_go_on_from(checkpoints_of(config, run_folder), config, world)
     source = world.together(lambda: None if resumed else open_first_weights(config))  # a run that goes on has every weight of its own
     dataset = open_dataset(config, resumed, world)
     tokenizer = world.from_first(world.together(lambda: _tokenizer(config, dataset, resumed, source) if world.rank == 0 else None))

@@ -199,11 +199,15 @@ def _pictures_served(config: RunConfig) -> Iterator[None]:
 
 
 def _checkpoint(config: RunConfig, directory: RunDirectory) -> str:
+    """What the evaluation looks at: what it is told, where training writes, or what the run directory knows of."""
+    from training.checkpoint import folder_of
+
     assert config.eval is not None
-    return config.eval.checkpoint or str(directory.path / "train" / "checkpoints")
+    told = config.eval.checkpoint or (config.training.checkpoint_folder if config.training else None)
+    return told or folder_of(str(directory.path)) or str(directory.path / "train" / "checkpoints")
 
 
-def _validation(config: RunConfig, directory: RunDirectory) -> Callable[[Path], dict[str, float]] | None:
+def _validation(config: RunConfig, directory: RunDirectory) -> Callable[[str], dict[str, float]] | None:
     """The evaluation during training: retrieval on the validation split, when the run has an eval section."""
     if config.eval is None or config.training is None or config.training.evaluate_every_steps is None:
         return None

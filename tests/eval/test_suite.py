@@ -174,14 +174,14 @@ def test_a_checkpoint_on_disk_scores_like_the_model_it_holds(benchmark_on_disk, 
 
 
 def test_validation_gives_the_recalls_of_the_validation_split_and_leaves_nothing(benchmark_on_disk, factory: Factory, tmp_path: Path) -> None:
-    scores = suite.validate_checkpoint(benchmark_on_disk.config(), tmp_path / "step-1", tmp_path, factory)
+    scores = suite.validate_checkpoint(benchmark_on_disk.config(), str(tmp_path / "step-1"), tmp_path, factory)
     assert set(scores) == {"text_recall@1", "image_recall@1", "r_mean", "itm_loss"}
     val = benchmark_on_disk.config(split="val", k_test=0)
     whole = suite.run(val, "checkpoint", tmp_path / "run", factory)
     assert scores["r_mean"] == whole["retrieval/itc/r_mean"]
     assert not (tmp_path / "eval").exists()
     contrast_only = EvalConfig(tasks={"contrast": benchmark_on_disk.config().tasks["contrast"]})
-    assert suite.validate_checkpoint(contrast_only, tmp_path / "step-1", tmp_path, factory) == {}
+    assert suite.validate_checkpoint(contrast_only, str(tmp_path / "step-1"), tmp_path, factory) == {}
 
 
 @pytest.mark.parametrize(

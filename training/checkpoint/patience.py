@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pipeline.core.errors import StorageUnreachable
+from pipeline.core.errors import Stopped, StorageUnreachable
 from training.checkpoint.sums import Damaged
 
 _T = TypeVar("_T")
@@ -23,10 +23,12 @@ class Patience:
 
     Args:
         what: is done, for the warnings; one at the first failure, one when it worked after all.
+        may_pass: the errors of such reasons.
     """
 
     seconds: float
     what: str
+    may_pass: tuple[type[Exception], ...] = MAY_PASS
 
     def __call__(self, operation: Callable[[], _T]) -> _T:
         """What `operation` returns; what it raises, when its time is over or the reason does not pass."""
@@ -34,7 +36,7 @@ class Patience:
         while True:
             try:
                 result = operation()
-            except MAY_PASS as error:
+            except self.may_pass as error:
                 if failed_at is None:
                     failed_at = time.monotonic()
                     log.warning("%s: %s; trying again for %g s", self.what, error, self.seconds)
@@ -47,3 +49,17 @@ class Patience:
                 if failed_at is not None:
                     log.warning("%s: it works again, after %.0f s", self.what, time.monotonic() - failed_at)
                 return result
+
+
+def ask_patiently(operation: Callable[[], _T], path: str, seconds: float | None) -> _T:
+    """What `operation` does at `path`, where a store that does not answer is asked again for `seconds`; None asks once.
+
+    Raises:
+        Stopped: it did not answer in that time.
+    """
+    if seconds is None:
+        return operation()
+    try:
+        return Patience(seconds, path, may_pass=(StorageUnreachable,))(operation)
+    except StorageUnreachable as error:
+        raise Stopped(f"{error}; it was tried for {seconds:g} s; when the store is back, the same command goes on") from error

@@ -3,8 +3,9 @@
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -14,7 +15,9 @@ from torch import Tensor
 from pipeline.core import storage
 from pipeline.core.config import validate
 from pipeline.core.errors import DataError, StorageUnreachable
+from pipeline.core.run_directory import RunDirectory
 from training.checkpoint.layout import FORMAT, LATEST, MANIFEST, VOCABULARY, complete, kind_of, latest_of, manifest_of
+from training.checkpoint.patience import ask_patiently
 from training.checkpoint.slices import Slices
 from training.checkpoint.sums import check_file, compare
 from training.distributed import World
@@ -29,10 +32,15 @@ ALONE = World(rank=0, world_size=1, device=torch.device("cpu"))
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A written checkpoint: its folder and what its manifest says."""
+    """A written checkpoint: its folder and what its manifest says.
+
+    Args:
+        patience_s: seconds for which a store that does not answer is asked again, then Stopped is raised; None asks once.
+    """
 
     path: str
     manifest: dict[str, Any]
+    patience_s: float | None = None
 
     @property
     def step(self) -> int:
@@ -75,7 +83,7 @@ class Checkpoint:
 
     def slices(self, kind: str) -> Slices:
         """The tensors of a kind, to be read in parts; nothing is compared, `verify` does that."""
-        return Slices(storage.join(self.path, file) for file in self._files_that_exist(kind))
+        return Slices([storage.join(self.path, file) for file in self._files_that_exist(kind)], self.patience_s)
 
     def tokenizer(self) -> Tokenizer:
         file = next((file for file in self.manifest["files"] if file.rpartition("/")[2] == VOCABULARY), VOCABULARY)
@@ -84,7 +92,8 @@ class Checkpoint:
     def verify(self, files: Iterable[str] | None = None) -> None:
         """Read files back in small pieces, all of them unless `files` are named, and compare; raises DataError on the first difference."""
         for file in self.manifest["files"] if files is None else files:
-            check_file(storage.join(self.path, file), self._expected(file))
+            path, expected = storage.join(self.path, file), self._expected(file)
+            ask_patiently(partial(check_file, path, expected), path, self.patience_s)
 
     def _files_that_exist(self, kind: str) -> list[str]:
         if not self.has(kind):
@@ -99,23 +108,37 @@ class Checkpoint:
 
     def _verified_bytes(self, file: str) -> bytes:
         path, expected = storage.join(self.path, file), self._expected(file)
-        data = storage.read_bytes(path)
+        data = ask_patiently(partial(storage.read_bytes, path), path, self.patience_s)
         compare(path, len(data), hashlib.sha256(data).hexdigest(), expected)
         return data
 
 
 def folder_of(path: str) -> str | None:
     """The checkpoint, or the folder of checkpoints, that `path` means: itself, or of a run directory the run's own; None when there is none."""
-    places = (path, storage.join(path, "train", "checkpoints"))
+    places = (path, storage.join(path, "train", "checkpoints"), *_recorded(path))
     return next((place for place in places for name in (LATEST, MANIFEST) if storage.exists(storage.join(place, name))), None)
 
 
-def read(path: str) -> Checkpoint:
+def _recorded(run_folder: str) -> list[str]:
+    """Where the finished training of a run directory says that its last checkpoint is."""
+    record = RunDirectory(Path(run_folder)).result("train") if storage.is_local(run_folder) else None
+    return [record["result"]["checkpoint"]] if record else []
+
+
+def read(path: str, patience_s: float | None = None) -> Checkpoint:
     """Open a checkpoint folder, or the newest one of a folder of checkpoints or of a run directory.
+
+    Args:
+        patience_s: of the checkpoint, and of opening it.
 
     Raises:
         DataError: nothing there, not ours, or of a format this version does not know.
+        Stopped: the store did not answer for `patience_s`.
     """
+    return replace(ask_patiently(partial(_read, path), path, patience_s), patience_s=patience_s)
+
+
+def _read(path: str) -> Checkpoint:
     path = folder_of(path) or path
     if latest := latest_of(path):
         path = storage.join(path, latest)
@@ -127,33 +150,36 @@ def read(path: str) -> Checkpoint:
     raise DataError(f"{path}: no checkpoint here (no manifest.json); give a run directory, or a folder like .../checkpoints or .../checkpoints/step-0000400")
 
 
-def newest(folder: str, world: World = ALONE) -> Checkpoint | None:
+def newest(folder: str, world: World = ALONE, patience_s: float | None = None) -> Checkpoint | None:
     """The newest checkpoint that verifies, or None when there is none yet.
 
     Args:
         world: ranks that all call this; each reads its share of the files.
+        patience_s: of the checkpoint, and of looking for it.
 
     Raises:
         DataError: there are checkpoints, and none is whole; or the storage cannot be reached.
+        Stopped: the store did not answer for `patience_s`.
     """
-    latest, names = world.from_first(world.together(lambda: (latest_of(folder), complete(folder))))
+    names_of_all = world.together(lambda: ask_patiently(lambda: (latest_of(folder), complete(folder)), folder, patience_s))
+    latest, names = world.from_first(names_of_all)
     if latest is None:
         return None
     for name in reversed([name for name in names if name <= latest]):
         path = storage.join(folder, name)
-        damages = world.of_all(world.together(partial(_damage, path, world)))
+        damages = world.of_all(world.together(partial(_damage, path, world, patience_s)))
         found = next((damage for damage in damages if damage), None)
         if found is None:
-            return read(path)
+            return world.together(partial(read, path, patience_s))
         if world.rank == 0:
             log.warning("checkpoint %s is damaged (%s); trying the one before", name, found)
     raise DataError(f"{folder}: 'latest' names {latest}, but no checkpoint up to it is whole; restore one, or remove the folder to start again")
 
 
-def _damage(path: str, world: World) -> str | None:
+def _damage(path: str, world: World, patience_s: float | None) -> str | None:
     """What is wrong with this rank's share of the files; that the storage is away says nothing about them."""
     try:
-        checkpoint = read(path)
+        checkpoint = read(path, patience_s)
         checkpoint.verify(list(checkpoint.manifest["files"])[world.rank :: world.world_size])
     except StorageUnreachable:
         raise

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import torch
 
+from pipeline.core.errors import StorageUnreachable
 from training import checkpoint
 from training.data_wait import DataWait, WaitFigures, metrics_of, slowest_rank, warning
 from training.hooks.live import LiveView, live_view
@@ -138,6 +139,14 @@ def _views(run: TrainingRun) -> list[WandbLog | LiveView]:
     if wandb := run.config.wandb:
         settings = run.config.model_dump(mode="json")
         views.append(WandbLog(run.folder / "train" / "wandb", project=wandb.project, name=wandb.name, mode=wandb.mode, config=settings))
-    if run.config.live and (view := live_view(run.total_steps, run.state.step, lambda: max(checkpoint.steps_in(run.checkpoints), default=None))):
+    if run.config.live and (view := live_view(run.total_steps, run.state.step, lambda: _last_checkpoint(run.checkpoints))):
         views.append(view)
     return views
+
+
+def _last_checkpoint(folder: str) -> int | None:
+    """Its step, for the eye: a store that does not answer ends no run for it."""
+    try:
+        return max(checkpoint.steps_in(folder), default=None)
+    except StorageUnreachable:
+        return None

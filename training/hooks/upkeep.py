@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 class Upkeep:
     """Comes after the hooks: it may end the run."""
 
-    def __init__(self, run: TrainingRun, report: Report, heartbeat: Heartbeat, evaluate: Callable[[Path], dict[str, float]] | None) -> None:
+    def __init__(self, run: TrainingRun, report: Report, heartbeat: Heartbeat, evaluate: Callable[[str], dict[str, float]] | None) -> None:
         self._run, self._report, self._heartbeat, self._evaluate = run, report, heartbeat, evaluate
         self._saver = checkpoint.Saver(run.checkpoints, run.world, run.config.keep_last, run.config.keep_every_steps, run.config.save_patience_s)
         dataset = run.loader.dataset
@@ -63,7 +62,7 @@ class Upkeep:
         self._wait()
 
     def last_checkpoint(self) -> str:
-        saved = checkpoint.read(self._run.checkpoints).path
+        saved = self._newest()
         log.info("stage train: %d of %d steps taken; checkpoint %s", self._run.state.step, self._run.total_steps, saved)
         return saved
 
@@ -113,8 +112,11 @@ class Upkeep:
         run, evaluate = self._run, self._evaluate
         assert evaluate is not None
         with self._heartbeat.busy("evaluate", step):
-            scores = run.world.together(lambda: evaluate(Path(checkpoint.read(run.checkpoints).path)) if run.world.rank == 0 else {})
+            scores = run.world.together(lambda: evaluate(self._newest()) if run.world.rank == 0 else {})
         self._report.record(step, {f"val/{name}": value for name, value in scores.items()})
+
+    def _newest(self) -> str:
+        return checkpoint.read(self._run.checkpoints, self._run.config.save_patience_s).path
 
     def _record(self, quarantine: list[Entry], sources: dict[str, dict[str, float]]) -> dict[str, Any]:
         run = self._run

@@ -55,9 +55,9 @@ class Turns:
         self._bare_steps: Callable[[int], None] | None = None
         self._began = (0.0, 0.0)
 
-    def __call__(self, path: Path) -> dict[str, float]:
+    def __call__(self, path: str) -> dict[str, float]:
         if self._bare_steps is None:
-            self._bare_steps = bare_steps(self.config, str(path))
+            self._bare_steps = bare_steps(self.config, path)
             self._bare_steps(2)  # AdamW makes its moments in the first one
         else:
             self.engine.append(spent_since(*self._began))
