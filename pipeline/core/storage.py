@@ -41,10 +41,11 @@ def join(path: str, *parts: str) -> str:
 
 @functools.cache
 def _bound_s3_waiting() -> None:
-    """Let no caller wait for ever for a store that accepts connections and never answers.
+    """Let no caller wait for ever for a store that accepts connections and never answers, nor be told what an older listing knows.
 
     Botocore asks 5 times with 15 s each and s3fs 5 times around that. And a PUT first waits for `100 Continue`, for which aiohttp has no
-    time-out at all: without the Expect header the time-out for reading covers it.
+    time-out at all: without the Expect header the time-out for reading covers it. And s3fs asks its cache of listings even before it reads a whole object: what another
+    process wrote since would not be there.
     """
     from aiobotocore.session import AioSession
     from botocore.handlers import add_expect_header
@@ -54,6 +55,7 @@ def _bound_s3_waiting() -> None:
     defaults = fsspec.config.conf.setdefault("s3", {})
     defaults.setdefault("config_kwargs", {"retries": {"total_max_attempts": S3_ATTEMPTS, "mode": "standard"}})
     defaults.setdefault("session", session)
+    defaults.setdefault("use_listings_cache", False)
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -205,7 +207,7 @@ def _names(path: str, kind: str) -> list[str]:
 def _entries(path: str, kind: str) -> dict[str, dict[str, Any]]:
     with errors_named(path):
         fs, inner = filesystem(path)
-        fs.invalidate_cache()  # object stores cache listings; another process may have written since
+        fs.invalidate_cache()  # object stores other than S3 may keep listings; another process may have written since
         try:
             entries: list[dict[str, Any]] = fs.ls(inner, detail=True)
         except FileNotFoundError:

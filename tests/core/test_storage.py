@@ -115,3 +115,13 @@ def test_unfinished_uploads_below_a_folder_are_aborted_and_no_others(s3_bucket: 
         fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
     assert storage.abort_uploads(f"{s3_bucket}/set/") == 2
     assert [upload["Key"] for upload in fs.call_s3("list_multipart_uploads", Bucket=bucket)["Uploads"]] == ["settings/00000.tar"]
+
+
+def test_what_another_process_wrote_after_a_listing_is_there(s3_bucket: str) -> None:
+    import s3fs
+
+    storage.write_bytes(f"{s3_bucket}/run/student", b"x")
+    assert storage.list_files(f"{s3_bucket}/run") == ["student"]
+    s3fs.S3FileSystem(skip_instance_cache=True).pipe_file(f"{s3_bucket.removeprefix('s3://')}/run/manifest", b"y")
+    assert storage.exists(f"{s3_bucket}/run/manifest")
+    assert storage.read_bytes(f"{s3_bucket}/run/manifest") == b"y"
