@@ -1,4 +1,4 @@
-"""An HTTP server on loopback before another one, which fails a share of the ranged GETs as real stores do; no client is patched."""
+"""An HTTP server on loopback before another one, which fails a share of the requests as real stores do; no client is patched."""
 
 import asyncio
 import contextlib
@@ -16,20 +16,21 @@ RANGE_IGNORED = "range_ignored"  # one more: the whole object, as a proxy answer
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 CLOSING = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)  # of the server behind; this one goes on
 RANGE = re.compile(rb"\r\nrange: *bytes=[^\r]*", re.IGNORECASE)
+EVERY = re.compile(rb"")  # request
 RANGED = re.compile(rb"^GET [^\r]*\r\n(?s:.*)\r\nrange: *bytes=", re.IGNORECASE)
 
 
 class FaultyFront(LoopbackServer):
-    """Hands requests on to `target_port`; of the ranged GETs, a seeded choice of `share` meets the `faults` in turn, which `injected` counts.
+    """Hands requests on to `target_port`; of those with a head like `at_risk`, a seeded choice of `share` meets the `faults` in turn, which `injected` counts.
 
-    `reset` and `truncated` break off, and `stalled` falls silent, somewhere in the body.
+    `reset` and `truncated` break off, and `stalled` falls silent, somewhere in the body of the answer, or in place of one that has none.
     """
 
-    def __init__(self, target_port: int, share: float, seed: int, faults: Sequence[str] = FAULTS) -> None:
+    def __init__(self, target_port: int, share: float, seed: int, faults: Sequence[str] = FAULTS, at_risk: re.Pattern[bytes] = RANGED) -> None:
         super().__init__(target_port)
-        self.share, self.faults = share, faults
+        self.share, self.faults, self.at_risk = share, faults, at_risk
         self.injected: Counter[str] = Counter()
-        self.ranged_requests = 0
+        self.requests_at_risk = 0
         self._random, self._where = random.Random(seed), random.Random(seed)  # two, so that which request fails depends on its number alone
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -48,9 +49,9 @@ class FaultyFront(LoopbackServer):
                     return
 
     def _fault(self, head: bytes) -> str | None:
-        if not RANGED.match(head):
+        if not self.at_risk.match(head):
             return None
-        self.ranged_requests += 1
+        self.requests_at_risk += 1
         if self._random.random() >= self.share:
             return None
         fault = self.faults[self.injected.total() % len(self.faults)]
@@ -67,12 +68,12 @@ class FaultyFront(LoopbackServer):
             body = await there_reader.readexactly(_length(head) if has_body else 0)
         finally:
             there_writer.transport.abort()
-        writer.write(CLOSING.sub(b"", head))
         if fault is None:
-            writer.write(body)
+            writer.write(CLOSING.sub(b"", head) + body)
             await writer.drain()
             return True
-        writer.write(body[: self._where.randrange(len(body))])
+        if body:
+            writer.write(CLOSING.sub(b"", head) + body[: self._where.randrange(len(body))])
         await writer.drain()
         if fault == "truncated":
             writer.close()

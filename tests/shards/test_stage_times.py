@@ -173,5 +173,5 @@ def test_a_slow_store_is_named(make_dataset: MakeDataset, s3_bucket: str, s3_end
         made = loader(Dataset.open(folder, reader=reader), 1, PretrainTransform(16))
         after_steps(made)
         reader.close()
-        assert front.ranged_requests >= 8
+        assert front.requests_at_risk >= 8
     assert slowest(made.stage_times.snapshot()) == "read"

@@ -71,7 +71,7 @@ def test_an_epoch_of_20000_samples_from_a_store_that_fails_one_request_in_a_hund
     assert {sample for batch in batches for sample, _, _ in batch} == set(range(SHARDS * SAMPLES_PER_SHARD))
     assert {name: counters[f"retries_{name}"] for name in FAULTS} == dict(front.injected)
     assert min(front.injected.values()) > 0
-    assert counters["requests"] == front.ranged_requests > 2000
+    assert counters["requests"] == front.requests_at_risk > 2000
     assert counters["bytes_fetched"] == sum(shard.bytes for shard in entries)  # each byte of the epoch came over the wire once
 
 
@@ -113,7 +113,7 @@ def test_the_processes_of_a_node_fetch_each_piece_once(tmp_path: Path, s3_bucket
         for process in processes:
             process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert front.ranged_requests == OBJECT_BYTES // PIECE_BYTES
+    assert front.requests_at_risk == OBJECT_BYTES // PIECE_BYTES
 
 
 def cached(folder: Path) -> dict[str, int]:

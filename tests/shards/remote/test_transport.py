@@ -94,7 +94,7 @@ def test_each_kind_of_fault_is_asked_again_at_its_byte_and_counted(
         assert front.injected[fault] >= 5
         assert reader.counters[f"retries_{fault}"] == front.injected[fault]
         retries = sum(count for name, count in reader.counters.items() if name.startswith("retries_"))  # on a busy machine an answer may come too late as well
-        assert reader.counters["requests"] == front.ranged_requests == 11 + retries
+        assert reader.counters["requests"] == front.requests_at_risk == 11 + retries
         assert reader.counters["bytes_fetched"] == SIZE  # what came before a break is not fetched again
 
 
