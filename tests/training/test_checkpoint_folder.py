@@ -22,7 +22,7 @@ from training.config import TrainingConfig
 
 
 def interrupted_and_continued(path: Path, on_disk: Path) -> dict[str, Any]:
-    """A run that finds STOP when its first step is scored, is started while the store is away, then as it should be; another one keeps its checkpoints on disk."""
+    """A run that finds STOP when its first step is scored, starts while the store is away, then as it should; another one has its checkpoints on disk."""
     logging.disable(logging.INFO)
     os.environ |= {"DS_ACCELERATOR": "cpu"}
     config = configuration.load(RunConfig, path, [])

@@ -1,0 +1,284 @@
+"""kill -9 of whole training runs at any moment, half of the kills within a save, on disk, on a failing S3, and of two ranks: no step is lost.
+
+A few kills here, 50 in all with `make chaos-train`, which writes docs/benchmarks/chaos_train.json.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import random
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import tiny_run
+from faulty_front import EVERY, FaultyFront
+
+from pipeline.app.figures import commit, machine
+from pipeline.core.loopback import free_port
+from training import checkpoint
+from training.checkpoint.layout import complete, folders, latest_of
+from training.watch.heartbeat import read_beat
+
+KILLS = {"disk": 3, "s3": 2}
+if "CHAOS_KILLS" in os.environ:  # of the three places together
+    KILLS = {place: round(int(os.environ["CHAOS_KILLS"]) * share) for place, share in {"disk": 0.4, "s3": 0.4, "two ranks": 0.2}.items()}
+FIGURES = os.environ.get("CHAOS_JSON")
+SEED = int(os.environ.get("CHAOS_SEED", "6"))
+KILLS_PER_RUN = 8  # then it may finish, and is compared
+STEPS, SAVE_EVERY_STEPS = 80, 2  # a save lasts about as long as two steps
+FAULTY_SHARE = 0.02  # of all requests to the store
+IMPATIENT_S3 = {"config_kwargs": {"read_timeout": 3, "retries": {"total_max_attempts": 3, "mode": "standard"}}}  # a stall costs 3 s, not 60
+Ranks = list["subprocess.Popen[bytes]"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run came to: every step's figures, and of the last checkpoint its state and the sha256 of each file, thus of all tensors."""
+
+    figures: list[dict[str, float]]
+    state: dict[str, Any]
+    files: dict[str, str]
+
+
+@dataclass
+class Run:
+    """A run directory whose training is started and killed again and again."""
+
+    folder: Path
+    checkpoints: str
+    config: Path
+    ranks: int
+    environment: dict[str, str]
+
+    @contextlib.contextmanager
+    def living(self) -> Iterator[Ranks]:
+        """`albef train` as one process a rank, as srun starts it; nothing of it outlives the block."""
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(self.ranks), "LOCAL_SIZE": str(self.ranks)}
+        processes: Ranks = []
+        for rank in range(self.ranks):
+            own = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"} if self.ranks > 1 else {}
+            with (self.folder / f"output-{rank}.txt").open("ab") as output:
+                processes.append(
+                    subprocess.Popen(tiny_run.command(self.config), env={**tiny_run.environment(), **self.environment, **own}, stdout=output, stderr=output)
+                )
+        try:
+            yield processes
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+    def finish(self) -> float:
+        """Let it come to its end; the seconds after which its first checkpoint was there."""
+        began = time.monotonic()
+        with self.living() as ranks:
+            _wait(ranks, lambda: self.latest() > 0)
+            first_checkpoint_s = time.monotonic() - began
+            codes = [process.wait(timeout=600) for process in ranks]
+        assert not any(codes), "\n".join((self.folder / f"output-{rank}.txt").read_text()[-2000:] for rank in range(self.ranks))
+        return first_checkpoint_s
+
+    def log_size(self) -> int:
+        return (self.folder / "log.txt").stat().st_size if (self.folder / "log.txt").exists() else 0
+
+    def metrics_file(self) -> int | None:
+        """Which one it is: a start replaces it before its first step."""
+        path = self.folder / "train" / "metrics.jsonl"
+        return path.stat().st_ino if path.exists() else None
+
+    def steps_recorded(self) -> int:
+        lines = (self.folder / "train" / "metrics.jsonl").read_text().split("\n")[:-1]
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+
+    def latest(self) -> int:
+        name = latest_of(self.checkpoints)
+        return int(name.removeprefix("step-")) if name else 0
+
+    def half_done(self) -> bool:
+        """Files of a checkpoint are there, and its manifest is not."""
+        return folders(self.checkpoints) != complete(self.checkpoints)
+
+    def is_finished(self) -> bool:
+        return (self.folder / "stages" / "train.json").exists()
+
+    def finished(self) -> Finished:
+        found = checkpoint.read(self.checkpoints)
+        files = {file.rpartition("/")[2]: about["sha256"] for file, about in found.manifest["files"].items()}
+        state = {name: value for name, value in found.state.items() if name != "sources"}  # bytes that this process has read
+        return Finished(tiny_run.metrics(self.folder), state, files)
+
+
+@dataclass
+class Campaign:
+    """Trains the same model again and again, killing as it goes."""
+
+    start: Callable[[str], Run]
+    window_s: float  # of kills at any moment, from exec on: half of it passes before a run's first checkpoint
+    draw: random.Random
+    hits: Counter[str] = field(default_factory=Counter)
+    taken_again: list[int] = field(default_factory=list)  # steps, a kill
+    runs: int = 0
+
+    def train(self, kills: int) -> Finished:
+        """One run, killed `kills` times on its way if it takes so long."""
+        run = self.start(f"run-{self.runs}")
+        self.runs += 1
+        before = self.hits.total()
+        while self.hits.total() - before < kills and not run.is_finished():
+            self.kill_once(run, within_a_save=self.hits.total() % 2 == 1)
+        run.finish()
+        return run.finished()
+
+    def kill_once(self, run: Run, within_a_save: bool) -> None:
+        """After it, `latest` names a checkpoint that is whole, no older than before, and no more than two saves behind."""
+        begun_at, remains, file, log_size = run.latest(), run.half_done(), run.metrics_file(), run.log_size()
+        with run.living() as ranks:
+            if within_a_save:
+                _wait(ranks, lambda: run.latest() > begun_at)
+                _let_pass(ranks, self.draw.uniform(0, 0.5))
+                _wait(ranks, run.half_done)
+            else:
+                _let_pass(ranks, self.draw.uniform(0, self.window_s))
+            victims = self._kill_some(ranks)
+            pid = ranks[0].pid
+        if not victims:
+            return
+        latest, opened = run.latest(), run.metrics_file() != file
+        saving = run.half_done() and (latest > begun_at or not remains)  # else another kill left that
+        moment = "within a save" if saving else _moment(run, pid, opened, run.log_size() > log_size)
+        self.hits[f"{victims}, {moment}"] += 1
+        assert latest >= begun_at, "a checkpoint was lost"
+        if latest:
+            found = checkpoint.read(run.checkpoints)
+            assert found.step == latest
+            found.verify()
+        if opened:
+            again = run.steps_recorded() - latest
+            assert 0 <= again <= 2 * SAVE_EVERY_STEPS
+            self.taken_again.append(again)
+
+    def _kill_some(self, ranks: Ranks) -> str | None:
+        """SIGKILL for one rank or for all; which, or None when all had ended. Those that are left are killed a little later, as launchers do it."""
+        ended = [process.poll() for process in ranks]
+        assert not any(ended), f"ended by itself with {ended}"
+        if None not in ended:
+            return None
+        killed = self.draw.sample(range(len(ranks)), k=self.draw.randint(1, len(ranks)))
+        for rank in killed:
+            ranks[rank].kill()
+        if len(killed) < len(ranks):
+            time.sleep(self.draw.uniform(0, 1))
+        return "the process" if len(ranks) == 1 else "all ranks" if len(killed) == len(ranks) else f"rank {killed[0]}"
+
+
+def _moment(run: Run, pid: int, opened: bool, logged: bool) -> str:
+    """What it was at, judged by what it has left."""
+    if complete(run.checkpoints) and complete(run.checkpoints)[-1] > (latest_of(run.checkpoints) or ""):
+        return "between a manifest and latest"
+    if not logged:
+        return "importing"
+    if not opened:
+        return "opening data and checkpoint"
+    beat = read_beat(run.folder / "train" / "heartbeat", 0)
+    ending = run.is_finished() or (beat is not None and beat.pid == pid and beat.phase == "end") or run.latest() == STEPS
+    return "ending" if ending else "between saves"
+
+
+def _wait(ranks: Ranks, condition: Callable[[], bool]) -> None:
+    """For a condition, or for the end of a rank."""
+    deadline = time.monotonic() + 300
+    while not condition() and all(process.poll() is None for process in ranks):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+
+
+def _let_pass(ranks: Ranks, seconds: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        ranks[0].wait(seconds)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    tiny_run.write_dataset(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Finished, float]]:
+    """Ranks -> what an uninterrupted run of so many comes to, and after how many seconds its first checkpoint was there."""
+
+    @functools.cache
+    def uninterrupted(ranks: int) -> tuple[Finished, float]:
+        folder = tmp_path_factory.mktemp("whole")
+        config = tiny_run.configuration(folder, dataset, max_steps=STEPS, save_every_steps=SAVE_EVERY_STEPS)
+        run = Run(folder, str(folder / "train" / "checkpoints"), config, ranks, {})
+        first_checkpoint_s = run.finish()
+        return run.finished(), first_checkpoint_s
+
+    return uninterrupted
+
+
+@pytest.fixture
+def front(request: pytest.FixtureRequest, place: str) -> Iterator[FaultyFront | None]:
+    """Between the runs and the store."""
+    if place != "s3":
+        yield None
+        return
+    port = urlsplit(request.getfixturevalue("s3_endpoint")).port
+    assert port
+    with FaultyFront(port, FAULTY_SHARE, SEED, ("status_500", "status_503", "reset", "stalled"), EVERY) as standing_between:
+        yield standing_between
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("place", list(KILLS))
+def test_killed_at_random_moments_training_gives_every_bit_of_the_uninterrupted_run(
+    place: str, front: FaultyFront | None, whole: Callable[[int], tuple[Finished, float]], dataset: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    ranks = 2 if place == "two ranks" else 1
+    root = request.getfixturevalue("s3_bucket") if front else str(tmp_path / "checkpoints")
+    environment = {"AWS_ENDPOINT_URL": front.endpoint, "FSSPEC_S3": json.dumps(IMPATIENT_S3)} if front else {}
+
+    def start(name: str) -> Run:
+        folder = tmp_path / name
+        config = tiny_run.configuration(folder, dataset, max_steps=STEPS, save_every_steps=SAVE_EVERY_STEPS, checkpoint_folder=f"{root}/{name}")
+        return Run(folder, f"{root}/{name}", config, ranks, environment)
+
+    expected, first_checkpoint_s = whole(ranks)
+    assert [record["step"] for record in expected.figures] == list(range(1, STEPS + 1))
+    campaign = Campaign(start, 2 * first_checkpoint_s, random.Random(SEED))
+    while campaign.hits.total() < KILLS[place]:
+        assert campaign.train(min(KILLS_PER_RUN, KILLS[place] - campaign.hits.total())) == expected
+    assert any("within a save" in hit for hit in campaign.hits)
+    if FIGURES:
+        record(place, campaign, front)
+
+
+def record(place: str, campaign: Campaign, front: FaultyFront | None) -> None:
+    """Add this place's rows to the file of figures."""
+    path = Path(str(FIGURES))
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [row for row in rows if not row["case"].startswith(f"{place}/")]
+    note = f"{campaign.runs} runs of {STEPS} steps, a checkpoint every {SAVE_EVERY_STEPS}, seed {SEED}; commit {commit()}"
+    values: dict[str, float] = {"kills": campaign.hits.total(), "kills within a save": sum(n for hit, n in campaign.hits.items() if "within a save" in hit)}
+    values |= {"runs that came out with every loss and tensor of the uninterrupted one": campaign.runs}
+    values |= {"steps taken again per kill in the loop, mean": round(sum(campaign.taken_again) / len(campaign.taken_again), 2)}
+    values |= {"steps taken again per kill in the loop, most": max(campaign.taken_again)}
+    values |= {f"kills of {hit}": number for hit, number in campaign.hits.most_common()}
+    values |= {f"requests met by {fault}": number for fault, number in (front.injected if front else Counter[str]()).items()}
+    rows += [
+        {"case": f"{place}/{case}", "unit": "count", "ours": value, "peer": None, "peer_name": None, "ratio": None, "note": note}
+        for case, value in values.items()
+    ]
+    figures = {"name": "chaos_train", "command": "make chaos-train", "commit": commit(), "machine": machine(), "rows": rows}
+    path.write_text(json.dumps(figures, indent=1) + "\n")
