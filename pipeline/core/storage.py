@@ -44,8 +44,8 @@ def _bound_s3_waiting() -> None:
     """Let no caller wait for ever for a store that accepts connections and never answers, nor be told what an older listing knows.
 
     Botocore asks 5 times with 15 s each and s3fs 5 times around that. And a PUT first waits for `100 Continue`, for which aiohttp has no
-    time-out at all: without the Expect header the time-out for reading covers it. And s3fs asks its cache of listings even before it reads a whole object: what another
-    process wrote since would not be there.
+    time-out at all: without the Expect header the time-out for reading covers it. And s3fs asks its cache of listings even before it reads a
+    whole object: what another process wrote since would not be there.
     """
     from aiobotocore.session import AioSession
     from botocore.handlers import add_expect_header
