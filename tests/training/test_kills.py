@@ -33,7 +33,8 @@ if "CHAOS_KILLS" in os.environ:  # of the three places together
 FIGURES = os.environ.get("CHAOS_JSON")
 SEED = int(os.environ.get("CHAOS_SEED", "6"))
 KILLS_PER_RUN = 8  # then it may finish, and is compared
-STEPS, SAVE_EVERY_STEPS = 80, 2  # a save lasts about as long as two steps
+STEPS = 120
+SAVE_EVERY_STEPS = {"disk": 2, "s3": 5, "two ranks": 2}  # a save lasts about as long as so many steps
 FAULTY_SHARE = 0.02  # of all requests to the store
 IMPATIENT_S3 = {"config_kwargs": {"read_timeout": 3, "retries": {"total_max_attempts": 3, "mode": "standard"}}}  # a stall costs 3 s, not 60
 Ranks = list["subprocess.Popen[bytes]"]
@@ -121,7 +122,8 @@ class Campaign:
     """Trains the same model again and again, killing as it goes."""
 
     start: Callable[[str], Run]
-    window_s: float  # of kills at any moment, from exec on: half of it passes before a run's first checkpoint
+    save_every_steps: int
+    first_checkpoint_s: float  # seconds from exec on, as they last were
     draw: random.Random
     hits: Counter[str] = field(default_factory=Counter)
     taken_again: list[int] = field(default_factory=list)  # steps, a kill
@@ -140,13 +142,15 @@ class Campaign:
     def kill_once(self, run: Run, within_a_save: bool) -> None:
         """After it, `latest` names a checkpoint that is whole, no older than before, and no more than two saves behind."""
         begun_at, remains, file, log_size = run.latest(), run.half_done(), run.metrics_file(), run.log_size()
+        began = time.monotonic()
         with run.living() as ranks:
             if within_a_save:
                 _wait(ranks, lambda: run.latest() > begun_at)
+                self.first_checkpoint_s = time.monotonic() - began
                 _let_pass(ranks, self.draw.uniform(0, 0.5))
                 _wait(ranks, run.half_done)
             else:
-                _let_pass(ranks, self.draw.uniform(0, self.window_s))
+                _let_pass(ranks, self.draw.uniform(0, 1.5 * self.first_checkpoint_s))
             victims = self._kill_some(ranks)
             pid = ranks[0].pid
         if not victims:
@@ -162,7 +166,7 @@ class Campaign:
             found.verify()
         if opened:
             again = run.steps_recorded() - latest
-            assert 0 <= again <= 2 * SAVE_EVERY_STEPS
+            assert 0 <= again <= 2 * self.save_every_steps
             self.taken_again.append(again)
 
     def _kill_some(self, ranks: Ranks) -> str | None:
@@ -219,7 +223,7 @@ def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     @functools.cache
     def uninterrupted(ranks: int) -> tuple[Finished, float]:
         folder = tmp_path_factory.mktemp("whole")
-        config = tiny_run.configuration(folder, dataset, max_steps=STEPS, save_every_steps=SAVE_EVERY_STEPS)
+        config = tiny_run.configuration(folder, dataset, max_steps=STEPS, save_every_steps=2)
         run = Run(folder, str(folder / "train" / "checkpoints"), config, ranks, {})
         first_checkpoint_s = run.finish()
         return run.finished(), first_checkpoint_s
@@ -251,12 +255,12 @@ def test_killed_at_random_moments_training_gives_every_bit_of_the_uninterrupted_
 
     def start(name: str) -> Run:
         folder = tmp_path / name
-        config = tiny_run.configuration(folder, dataset, max_steps=STEPS, save_every_steps=SAVE_EVERY_STEPS, checkpoint_folder=f"{root}/{name}")
+        config = tiny_run.configuration(folder, dataset, max_steps=STEPS, save_every_steps=SAVE_EVERY_STEPS[place], checkpoint_folder=f"{root}/{name}")
         return Run(folder, f"{root}/{name}", config, ranks, environment)
 
     expected, first_checkpoint_s = whole(ranks)
     assert [record["step"] for record in expected.figures] == list(range(1, STEPS + 1))
-    campaign = Campaign(start, 2 * first_checkpoint_s, random.Random(SEED))
+    campaign = Campaign(start, SAVE_EVERY_STEPS[place], first_checkpoint_s, random.Random(SEED))
     while campaign.hits.total() < KILLS[place]:
         assert campaign.train(min(KILLS_PER_RUN, KILLS[place] - campaign.hits.total())) == expected
     assert any("within a save" in hit for hit in campaign.hits)
@@ -269,7 +273,7 @@ def record(place: str, campaign: Campaign, front: FaultyFront | None) -> None:
     path = Path(str(FIGURES))
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = [row for row in rows if not row["case"].startswith(f"{place}/")]
-    note = f"{campaign.runs} runs of {STEPS} steps, a checkpoint every {SAVE_EVERY_STEPS}, seed {SEED}; commit {commit()}"
+    note = f"{campaign.runs} runs of {STEPS} steps, a checkpoint every {campaign.save_every_steps}, seed {SEED}; commit {commit()}"
     values: dict[str, float] = {"kills": campaign.hits.total(), "kills within a save": sum(n for hit, n in campaign.hits.items() if "within a save" in hit)}
     values |= {"runs that came out with every loss and tensor of the uninterrupted one": campaign.runs}
     values |= {"steps taken again per kill in the loop, mean": round(sum(campaign.taken_again) / len(campaign.taken_again), 2)}
