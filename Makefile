@@ -48,7 +48,7 @@ chaos-ingest: $(STAMP)  ## kill -9 of ingest's processes 200 times, half of them
 	CHAOS_KILLS=100 CHAOS_JSON=docs/benchmarks/chaos_ingest.json $(BIN)/python -m pytest tests/ingest/test_kills.py -m slow -s --timeout 14400
 
 chaos-train: $(STAMP)  ## kill -9 of whole training runs 50 times, on disk, on a failing S3 and of two ranks; about half an hour
-	CHAOS_KILLS=50 CHAOS_JSON=docs/benchmarks/chaos_train.json $(BIN)/python -m pytest tests/training/test_kills.py -m slow -s --timeout 14400
+	CHAOS_KILLS=$${CHAOS_KILLS:-50} CHAOS_JSON=docs/benchmarks/chaos_train.json $(BIN)/python -m pytest tests/training/test_kills.py -m slow -s --timeout 14400
 
 clean:  ## remove runs and caches, keep .venv
 	rm -rf runs build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -284,5 +284,5 @@ def record(place: str, campaign: Campaign, front: FaultyFront | None) -> None:
         {"case": f"{place}/{case}", "unit": "count", "ours": value, "peer": None, "peer_name": None, "ratio": None, "note": note}
         for case, value in values.items()
     ]
-    figures = {"name": "chaos_train", "command": "make chaos-train", "commit": commit(), "machine": machine(), "rows": rows}
+    figures = {"name": "chaos_train", "command": f"CHAOS_KILLS={sum(KILLS.values())} make chaos-train", "commit": commit(), "machine": machine(), "rows": rows}
     path.write_text(json.dumps(figures, indent=1) + "\n")
