@@ -58,7 +58,7 @@ class Guard:
         run = self._run
         log.warning("%s", decision.line)
         run.world.together(lambda: checkpoint.forget_after(run.checkpoints, decision.to_step) if run.world.rank == 0 else None)
-        whole = checkpoint.newest(run.checkpoints, run.world)  # that one, or, where it is damaged, one before
+        whole = checkpoint.newest(run.checkpoints, run.world, run.config.save_patience_s)  # that one, or, where it is damaged, one before
         assert whole is not None
         go_on_from(run, whole)
         run.state = replace(run.state, roll_back=decision.state, skipped_at=())
