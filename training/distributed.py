@@ -126,7 +126,16 @@ def start(torch_threads: int | None) -> World:
     if os.environ["WORLD_SIZE"] == "1":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else compiled at the first start, though there is nobody to share memory with
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    if not cuda and local_size > 1:
+        _unlink_shared_memory()
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     return World(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device, local_size=local_size)
+
+
+def _unlink_shared_memory() -> None:
+    """DeepSpeed's CPU collectives leave 66 MB a rank and run in /dev/shm; once every rank has mapped them, nobody needs their names."""
+    dist.barrier()
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{os.environ['RANK']}"
+    Path("/dev/shm", name).unlink(missing_ok=True)

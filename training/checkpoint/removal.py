@@ -10,7 +10,9 @@ def remove_old(folder: str, keep: int, keep_every_steps: int | None = None) -> N
     A removed one loses its manifest first, so it is never half a checkpoint.
     """
     assert keep > 0
-    latest = latest_of(folder) or ""
+    latest = latest_of(folder)
+    if latest is None:  # nothing was published here yet, so nothing is old
+        return
     whole = complete(folder)
     valid = [name for name in whole if name <= latest]
     kept = {*valid[-keep:], *(name for name in valid if keep_every_steps and step_of(name) % keep_every_steps == 0)}
