@@ -161,6 +161,7 @@ def test_no_vocabulary_is_trained_for_first_weights_that_have_learned_another(fo
 
 def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"training\.init\.checkpoint: .*: no weights here; expected a checkpoint folder, a folder that albef exported, or a published file"
+        DataError,
+        match=r"training\.init\.checkpoint: .*: no weights here; expected a checkpoint folder, a folder that albef exported, DeepSpeed's, or a published file",
     ):
         started(config(str(tmp_path)))
