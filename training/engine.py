@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from pipeline.core import stopping
 from shards.loader import Position
@@ -90,7 +91,8 @@ class Trainer:
             outputs, applied = self.optimizer_step(micro_batches)
             if applied:  # a skipped step must not age the teacher or reach the queue
                 run.partition.clamp_("temperature", MIN_TEMPERATURE, MAX_TEMPERATURE)  # the original's clamp in the forward pass would miss the masters
-                run.teacher.update()
+                with record_function("albef/teacher"):
+                    run.teacher.update()
                 push_features(run.queue, run.world, outputs)
             losses = mean_losses(run.world, outputs)
             run.state = run.state.after(began_at, position, applied)
@@ -116,11 +118,14 @@ class Trainer:
             group["lr"] = run.learning_rate(step) * group.get("lr_scale", 1.0)
         outputs = []
         for number, batch in enumerate(micro_batches):
-            output = run.engine(batch.to(run.world.device), run.teacher.model, run.queue, alpha=run.alpha(step), step=step)
-            run.engine.backward(output.total)
+            with record_function("albef/forward"):
+                output = run.engine(batch.to(run.world.device), run.teacher.model, run.queue, alpha=run.alpha(step), step=step)
+            with record_function("albef/backward"):
+                run.engine.backward(output.total)
             if number == len(micro_batches) - 1:
                 self.report.look_at_gradients()
-            run.engine.step()
+            with record_function("albef/optimizer"):
+                run.engine.step()
             outputs.append(output)
         applied = bool(run.engine.was_step_applied())
         if not applied:
@@ -141,7 +146,8 @@ class Trainer:
         """The next global batch's share that is not left out."""
         run = self.run
         while True:
-            micro_batches, position = next(batches)
+            with record_function("albef/data"):
+                micro_batches, position = next(batches)
             if not run.state.roll_back.leaves_out(run.state.position):
                 return micro_batches, position
             run.state = replace(run.state, position=position)

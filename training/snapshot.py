@@ -9,7 +9,7 @@ from torch import Tensor
 from training.checkpoint import Checkpoint
 from training.feature_queue import FeatureQueue
 from training.teacher import Teacher
-from training.zero.layout import put_together
+from training.zero.layout import whole_parameters
 from training.zero.partition import MOMENTS, Partition, Piece
 
 Tensors = dict[str, dict[str, Tensor]]  # file name without suffix -> named tensors
@@ -19,7 +19,7 @@ def take(partition: Partition, teacher: Teacher, queue: FeatureQueue) -> Tensors
     """This rank's share of the files, whole tensors on the CPU that nobody changes; every rank must call. Rank 0 alone has the queue."""
 
     def whole(values: Sequence[Tensor]) -> dict[str, Tensor]:
-        return put_together(partition.flats, values, partition.rank, queue.image.device)
+        return whole_parameters(partition.flats, values, partition.rank, queue.image.device)
 
     optimizer: dict[str, Tensor] = {}
     for moment in MOMENTS:

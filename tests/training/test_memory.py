@@ -1,16 +1,12 @@
 """The memory of a rank is what was predicted."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import measured_memory
 import pytest
 import tiny_run
-
-from pipeline.core.loopback import free_port
+from ranks_of_program import run_ranks
 
 MODEL = {"vision_width": 192, "vision_depth": 2, "text_hidden": 192, "text_intermediate": 768, "embed_dim": 64, "vision_heads": 4, "text_heads": 4,
          "text_layers": 2, "fusion_layers": 2}  # fmt: skip
@@ -34,16 +30,8 @@ def test_a_rank_holds_what_was_predicted_within_five_percent(dataset: Path, tmp_
         tiny_run.configuration(tmp_path / f"run-{number}", dataset, zero_stage=stage, model=dict(MODEL), queue_size=2048, **changes)
         for number, (stage, changes) in enumerate(CASES)
     ]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
-    environment = {**tiny_run.environment(), **place, "PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, measured_memory.__file__, str(tmp_path / f"found-{rank}.json"), *map(str, configs)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(ranks)
-    ]
-    assert [process.wait(300) for process in processes] == [0] * ranks
+    code, said = run_ranks(measured_memory.__file__, lambda rank: [tmp_path / f"found-{rank}.json", *configs], tmp_path, ranks)
+    assert code == 0, said
     for rank in range(ranks):
         for case, found in zip(CASES, json.loads((tmp_path / f"found-{rank}.json").read_text()), strict=True):
             assert found["measured"] == pytest.approx(found["predicted"], rel=0.05), (case, found["said"])

@@ -1,17 +1,14 @@
 """Steps that are skipped for a NaN: named, counted, without effect on teacher and queue, and, where asked for, gone back on."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import poisoned_run
 import pytest
 import tiny_run
 import torch
+from ranks_of_program import run_ranks
 
-from pipeline.core.loopback import free_port
 from training import checkpoint
 
 
@@ -22,21 +19,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(config: Path, rank: int, positions: range, ranks: int = 1) -> tuple[int, str]:
-    """Exit code and errors of rank 0."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
-    command = [sys.executable, poisoned_run.__file__, str(config), str(rank), *map(str, positions)]
-    processes = []
-    for number in range(ranks):
-        own = {**tiny_run.environment(), **place, "RANK": str(number), "LOCAL_RANK": str(number), "PYTHONPATH": os.pathsep.join(sys.path)}
-        processes.append(subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
-    try:
-        errors = [process.communicate(timeout=400)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert len({process.returncode for process in processes}) == 1, errors
-    return processes[0].returncode, errors[0]
+def train(config: Path, rank: int, batches: range, ranks: int = 1) -> tuple[int, str]:
+    """Exit code, and what rank 0 said; of these global batches `rank` meets a NaN."""
+    code, said = run_ranks(poisoned_run.__file__, lambda _: [config, rank, *batches], config.parent / "said", ranks)
+    return code, said[0]
 
 
 def checkpoint_of(run: Path, step: int) -> checkpoint.Checkpoint:
@@ -111,7 +97,7 @@ def test_enough_skipped_steps_end_a_run_at_its_last_step_too(dataset: Path, tmp_
 
 
 def test_skipped_steps_in_a_row_are_counted_over_a_restart(dataset: Path, tmp_path: Path) -> None:
-    """Of checkpoints of after the second and the fourth step, the first stays: what a kill after step 3 would leave."""
+    """Steps 2 to 5 are skipped; the run goes on from the checkpoint of step 4, as after a kill within step 5."""
     config = tiny_run.configuration(tmp_path, dataset, max_steps=8, max_skipped_in_a_row=4, save_every_steps=2, keep_last=5)
     assert train(config, 0, range(1, 9))[0] == 4
     (tmp_path / "train" / "checkpoints" / "latest").write_text(checkpoint.name_of(4))

@@ -85,7 +85,7 @@ def owners(flats: Sequence[Flat]) -> dict[str, int]:
     return chosen
 
 
-def put_together(flats: Sequence[Flat], values: Sequence[Tensor], rank: int, device: torch.device) -> dict[str, Tensor]:
+def whole_parameters(flats: Sequence[Flat], values: Sequence[Tensor], rank: int, device: torch.device) -> dict[str, Tensor]:
     """Whole parameters, each on its owner alone, on the CPU and nobody else's; every rank must call.
 
     Args:

@@ -2,9 +2,6 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import many_runs
@@ -12,8 +9,8 @@ import pytest
 import teacher_run
 import tiny_run
 import torch
+from ranks_of_program import run_ranks
 
-from pipeline.core.loopback import free_port
 from training import checkpoint
 
 MOMENTUM, STEPS = 0.9, 5  # tiny_run's
@@ -37,16 +34,8 @@ def test_the_teacher_is_the_plain_average_and_its_compute_copy_that_average_roun
         tiny_run.configuration(run, dataset, zero_stage=stage, precision=precision, save_every_steps=1, keep_last=STEPS)
         for run, (stage, precision) in zip(runs, CASES, strict=True)
     ]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
-    environment = {**tiny_run.environment(), **place, "PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, teacher_run.__file__, str(tmp_path / f"errors-{rank}.json"), *map(str, configs)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(ranks)
-    ]
-    assert [process.wait(500) for process in processes] == [0] * ranks
+    code, said = run_ranks(teacher_run.__file__, lambda rank: [tmp_path / f"errors-{rank}.json", *configs], tmp_path, ranks)
+    assert code == 0, said
     for rank in range(ranks):
         assert json.loads((tmp_path / f"errors-{rank}.json").read_text()) == [0.0] * len(CASES)
     for run in runs:
