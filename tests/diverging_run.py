@@ -1,4 +1,4 @@
-"""`albef train` whose rank 1 changes one bit of what all ranks should hold alike, just before the ranks compare after step 4: python diverging_run.py CONFIG WHAT"""
+"""`albef train` whose rank 1 changes one bit of what all ranks hold alike, just before they compare after step 4: python diverging_run.py CONFIG WHAT"""
 
 import sys
 from pathlib import Path
