@@ -1,7 +1,4 @@
-"""One process among many: who am I, and how do we talk; the same for `deepspeed`, `torchrun`, `srun` and a lone process.
-
-Under `srun` MASTER_ADDR and MASTER_PORT must be set; Slurm does not tell where rank 0 listens.
-"""
+"""One process among many: who am I, and how do we talk; the same for `deepspeed`, `torchrun`, `srun` and a lone process."""
 
 import os
 import sys
@@ -16,10 +13,9 @@ from torch import Tensor
 
 from pipeline.core.errors import AlbefError, FailedElsewhere
 from pipeline.core.loopback import free_port
+from training import slurm
 
 _T = TypeVar("_T")
-
-SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_SIZE": "SLURM_NTASKS_PER_NODE"}
 
 
 @dataclass(frozen=True)
@@ -97,14 +93,15 @@ def complete_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables torch.distributed and DeepSpeed need and that the launcher left out.
 
     `deepspeed` and `torchrun` set RANK and friends; `srun` sets SLURM_*; without a launcher this is a world of one on a free port.
+
+    Raises ConfigError under `srun` without MASTER_ADDR and MASTER_PORT where Slurm cannot be asked for them.
     """
-    in_step = "SLURM_STEP_ID" in environment and "RANK" not in environment  # a batch script outside srun sees SLURM_NTASKS, too, but is alone
-    missing = {name: environment[slurm] for name, slurm in SLURM_NAMES.items() if in_step and name not in environment and slurm in environment}
-    lone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    if "RANK" not in environment and "RANK" not in missing:
-        return {**lone, "MASTER_PORT": str(free_port())}
-    missing.setdefault("LOCAL_SIZE", environment.get("LOCAL_SIZE") or environment.get("LOCAL_WORLD_SIZE") or environment.get("WORLD_SIZE", "1"))
-    return missing
+    if "RANK" in environment:
+        return {"LOCAL_SIZE": environment.get("LOCAL_SIZE") or environment.get("LOCAL_WORLD_SIZE") or environment.get("WORLD_SIZE", "1")}
+    if "SLURM_STEP_ID" not in environment:  # a batch script outside srun sees SLURM_NTASKS, too, but is alone
+        return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    given = "MASTER_ADDR" in environment and "MASTER_PORT" in environment
+    return slurm.place(environment) | ({} if given else slurm.rendezvous(environment))
 
 
 def start(torch_threads: int | None) -> World:

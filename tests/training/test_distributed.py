@@ -6,6 +6,7 @@ import pytest
 import ranks
 
 from pipeline.core.errors import AlbefError, ConfigError
+from training import slurm
 from training.distributed import World, complete_environment
 
 
@@ -35,17 +36,32 @@ def test_a_lone_process_is_a_world_of_one_on_a_free_port() -> None:
     assert int(found["MASTER_PORT"]) > 1023
 
 
+SLURM = {
+    "SLURM_STEP_ID": "2",
+    "SLURM_JOB_ID": "4711",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "2",
+    "SLURM_NTASKS": "6",
+    "SLURM_STEP_NODELIST": "gpu[007-009]",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x3)",
+}
+
+
 def test_srun_variables_become_ranks() -> None:
-    slurm = {
-        "SLURM_STEP_ID": "0",
-        "SLURM_PROCID": "3",
-        "SLURM_LOCALID": "1",
-        "SLURM_NTASKS": "4",
-        "SLURM_NTASKS_PER_NODE": "2",
-        "MASTER_ADDR": "10.0.0.1",
-        "MASTER_PORT": "2000",
-    }
-    assert complete_environment(slurm) == {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "2000"}
+    assert complete_environment({**SLURM, **meeting}) == {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "6", "LOCAL_SIZE": "2"}
+
+
+@pytest.mark.parametrize(("counts", "expected"), [("1", [1]), ("2(x3),1", [2, 2, 2, 1]), ("4,3(x2)", [4, 3, 3])])
+def test_slurms_short_form_of_counts_is_written_out(counts: str, expected: list[int]) -> None:
+    assert slurm.tasks_per_node(counts) == expected
+
+
+def test_a_step_that_cannot_ask_slurm_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"scontrol show hostnames gpu\[007-009\]: .*; set MASTER_ADDR and MASTER_PORT"):
+        complete_environment(SLURM)
 
 
 def test_a_batch_script_outside_srun_is_alone() -> None:

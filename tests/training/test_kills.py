@@ -14,17 +14,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import tiny_run
+from chaos_figures import record_counts
 from faulty_front import EVERY, FaultyFront
+from run_of_ranks import IMPATIENT_S3, Finished, Ranks, Run, wait_for
 
-from pipeline.app.figures import commit, machine
-from pipeline.core.loopback import free_port
 from training import checkpoint
-from training.checkpoint.layout import complete, folders, latest_of
+from training.checkpoint.layout import complete, latest_of
 from training.watch.heartbeat import read_beat
 
 KILLS = {"disk": 3, "s3": 2}
@@ -36,85 +35,6 @@ KILLS_PER_RUN = 8  # then it may finish, and is compared
 STEPS = 120
 SAVE_EVERY_STEPS = {"disk": 2, "s3": 5, "two ranks": 2}  # a save lasts about as long as so many steps
 FAULTY_SHARE = 0.02  # of all requests to the store
-IMPATIENT_S3 = {"config_kwargs": {"read_timeout": 3, "retries": {"total_max_attempts": 3, "mode": "standard"}}}  # a stall costs 3 s, not 60
-Ranks = list["subprocess.Popen[bytes]"]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a run came to: every step's figures, and of the last checkpoint its state and the sha256 of each file, thus of all tensors."""
-
-    figures: list[dict[str, float]]
-    state: dict[str, Any]
-    files: dict[str, str]
-
-
-@dataclass
-class Run:
-    """A run directory whose training is started and killed again and again."""
-
-    folder: Path
-    checkpoints: str
-    config: Path
-    ranks: int
-    environment: dict[str, str]
-
-    @contextlib.contextmanager
-    def living(self) -> Iterator[Ranks]:
-        """`albef train` as one process a rank, as srun starts it; nothing of it outlives the block."""
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(self.ranks), "LOCAL_SIZE": str(self.ranks)}
-        processes: Ranks = []
-        for rank in range(self.ranks):
-            own = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"} if self.ranks > 1 else {}
-            with (self.folder / f"output-{rank}.txt").open("ab") as output:
-                processes.append(
-                    subprocess.Popen(tiny_run.command(self.config), env={**tiny_run.environment(), **self.environment, **own}, stdout=output, stderr=output)
-                )
-        try:
-            yield processes
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-
-    def finish(self) -> float:
-        """Let it come to its end; the seconds after which its first checkpoint was there."""
-        began = time.monotonic()
-        with self.living() as ranks:
-            _wait(ranks, lambda: self.latest() > 0)
-            first_checkpoint_s = time.monotonic() - began
-            codes = [process.wait(timeout=600) for process in ranks]
-        assert not any(codes), "\n".join((self.folder / f"output-{rank}.txt").read_text()[-2000:] for rank in range(self.ranks))
-        return first_checkpoint_s
-
-    def log_size(self) -> int:
-        return (self.folder / "log.txt").stat().st_size if (self.folder / "log.txt").exists() else 0
-
-    def metrics_file(self) -> int | None:
-        """Which one it is: a start replaces it before its first step."""
-        path = self.folder / "train" / "metrics.jsonl"
-        return path.stat().st_ino if path.exists() else None
-
-    def steps_recorded(self) -> int:
-        lines = (self.folder / "train" / "metrics.jsonl").read_text().split("\n")[:-1]
-        return int(json.loads(lines[-1])["step"]) if lines else 0
-
-    def latest(self) -> int:
-        name = latest_of(self.checkpoints)
-        return int(name.removeprefix("step-")) if name else 0
-
-    def half_done(self) -> bool:
-        """Files of a checkpoint are there, and its manifest is not."""
-        return folders(self.checkpoints) != complete(self.checkpoints)
-
-    def is_finished(self) -> bool:
-        return (self.folder / "stages" / "train.json").exists()
-
-    def finished(self) -> Finished:
-        found = checkpoint.read(self.checkpoints)
-        files = {file.rpartition("/")[2]: about["sha256"] for file, about in found.manifest["files"].items()}
-        state = {name: value for name, value in found.state.items() if name != "sources"}  # bytes that this process has read
-        return Finished(tiny_run.metrics(self.folder), state, files)
 
 
 @dataclass
@@ -145,10 +65,10 @@ class Campaign:
         began = time.monotonic()
         with run.living() as ranks:
             if within_a_save:
-                _wait(ranks, lambda: run.latest() > begun_at)
+                wait_for(ranks, lambda: run.latest() > begun_at)
                 self.first_checkpoint_s = time.monotonic() - began
                 _let_pass(ranks, self.draw.uniform(0, 0.5))
-                _wait(ranks, run.half_done)
+                wait_for(ranks, run.half_done)
             else:
                 _let_pass(ranks, self.draw.uniform(0, 1.5 * self.first_checkpoint_s))
             victims = self._kill_some(ranks)
@@ -194,14 +114,6 @@ def _moment(run: Run, pid: int, opened: bool, logged: bool) -> str:
     beat = read_beat(run.folder / "train" / "heartbeat", 0)
     ending = run.is_finished() or (beat is not None and beat.pid == pid and beat.phase == "end") or run.latest() == STEPS
     return "ending" if ending else "between saves"
-
-
-def _wait(ranks: Ranks, condition: Callable[[], bool]) -> None:
-    """For a condition, or for the end of a rank."""
-    deadline = time.monotonic() + 300
-    while not condition() and all(process.poll() is None for process in ranks):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
 
 
 def _let_pass(ranks: Ranks, seconds: float) -> None:
@@ -269,20 +181,11 @@ def test_killed_at_random_moments_training_gives_every_bit_of_the_uninterrupted_
 
 
 def record(place: str, campaign: Campaign, front: FaultyFront | None) -> None:
-    """Add this place's rows to the file of figures."""
-    path = Path(str(FIGURES))
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = [row for row in rows if not row["case"].startswith(f"{place}/")]
-    note = f"{campaign.runs} runs of {STEPS} steps, a checkpoint every {campaign.save_every_steps}, seed {SEED}; commit {commit()}"
-    values: dict[str, float] = {"kills": campaign.hits.total(), "kills within a save": sum(n for hit, n in campaign.hits.items() if "within a save" in hit)}
-    values |= {"runs that came out with every loss and tensor of the uninterrupted one": campaign.runs}
-    values |= {"steps taken again per kill in the loop, mean": round(sum(campaign.taken_again) / len(campaign.taken_again), 2)}
-    values |= {"steps taken again per kill in the loop, most": max(campaign.taken_again)}
-    values |= {f"kills of {hit}": number for hit, number in campaign.hits.most_common()}
-    values |= {f"requests met by {fault}": number for fault, number in (front.injected if front else Counter[str]()).items()}
-    rows += [
-        {"case": f"{place}/{case}", "unit": "count", "ours": value, "peer": None, "peer_name": None, "ratio": None, "note": note}
-        for case, value in values.items()
-    ]
-    figures = {"name": "chaos_train", "command": f"CHAOS_KILLS={sum(KILLS.values())} make chaos-train", "commit": commit(), "machine": machine(), "rows": rows}
-    path.write_text(json.dumps(figures, indent=1) + "\n")
+    counts: dict[str, float] = {"kills": campaign.hits.total(), "kills within a save": sum(n for hit, n in campaign.hits.items() if "within a save" in hit)}
+    counts |= {"runs that came out with every loss and tensor of the uninterrupted one": campaign.runs}
+    counts |= {"steps taken again per kill in the loop, mean": round(sum(campaign.taken_again) / len(campaign.taken_again), 2)}
+    counts |= {"steps taken again per kill in the loop, most": max(campaign.taken_again)}
+    counts |= {f"kills of {hit}": number for hit, number in campaign.hits.most_common()}
+    counts |= {f"requests met by {fault}": number for fault, number in (front.injected if front else Counter[str]()).items()}
+    note = f"{campaign.runs} runs of {STEPS} steps, a checkpoint every {campaign.save_every_steps}, seed {SEED}"
+    record_counts(Path(str(FIGURES)), f"CHAOS_KILLS={sum(KILLS.values())} make chaos-train", place, counts, note)

@@ -5,7 +5,6 @@ import logging
 import os
 import resource
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import ranks
 import torch
 import torch.distributed as dist
 from saving import ALONE, is_of, newest_is, save, steps_in
+from small_disk import small_disk
 from torch.multiprocessing import spawn
 from waiting import wait_until
 
@@ -110,39 +110,35 @@ def test_a_rank_of_a_larger_world_leaves_no_file_that_a_smaller_one_would_read(t
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 8 MiB."""
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path], capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"a small disk needs the right to mount one ({mounted.stderr.strip()})")
-    yield tmp_path
-    subprocess.run(["umount", "-l", tmp_path], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, mib=8) as folder:
+        yield folder
 
 
-def test_a_full_disk_is_waited_for_with_one_warning_before_and_one_after(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
-    saver = saver_in(small_disk, patience_s=120.0)
+def test_a_full_disk_is_waited_for_with_one_warning_before_and_one_after(disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saver = saver_in(disk, patience_s=120.0)
     save(saver, 1)
     saver.wait()
-    (small_disk / "full").write_bytes(b"x" * (7 * MIB))
+    (disk / "full").write_bytes(b"x" * (7 * MIB))
     save(saver, 2, elements=MIB // 2)  # two tensors of 2 MiB
     wait_until(lambda: "No space left on device; trying again" in caplog.text)
-    assert newest_is(small_disk, 1)
+    assert newest_is(disk, 1)
     saver.check()
-    (small_disk / "full").unlink()
+    (disk / "full").unlink()
     saver.wait()
-    assert newest_is(small_disk, 2)
+    assert newest_is(disk, 2)
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert "works again" in caplog.messages[1]
 
 
-def test_a_disk_that_stays_full_ends_the_run_and_harms_nothing(small_disk: Path) -> None:
-    saver = saver_in(small_disk, patience_s=1.0)
+def test_a_disk_that_stays_full_ends_the_run_and_harms_nothing(disk: Path) -> None:
+    saver = saver_in(disk, patience_s=1.0)
     save(saver, 1)
     saver.wait()
-    (small_disk / "full").write_bytes(b"x" * (7 * MIB))
+    (disk / "full").write_bytes(b"x" * (7 * MIB))
     for step in (2, 1):  # a new one, and one that would replace what is there
         if step == 1:
-            saver = saver_in(small_disk, patience_s=0.0)
+            saver = saver_in(disk, patience_s=0.0)
         save(saver, step, elements=MIB // 2)
         with pytest.raises(
             Stopped, match=rf"the checkpoint of step {step} could not be written to .* No space left on device.* the same command goes on"
@@ -154,8 +150,8 @@ def test_a_disk_that_stays_full_ends_the_run_and_harms_nothing(small_disk: Path)
             saver.check()
         with pytest.raises(Stopped):
             save(saver, 3)
-        assert newest_is(small_disk, 1)
-        assert not [file for file in files_in(small_disk) if file.endswith(".tmp")]
+        assert newest_is(disk, 1)
+        assert not [file for file in files_in(disk) if file.endswith(".tmp")]
 
 
 def on_two_ranks(world: World, folder: Path) -> dict[str, Any]:
