@@ -1,12 +1,12 @@
 """What a run reports: every step in metrics.jsonl; the first, every few and the last in the log and in tensorboard."""
 
-import io
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
+from training.patient_file import PatientFile
+from training.tensorboard_file import TensorBoardFile
 
 log = logging.getLogger(__name__)
 
@@ -18,30 +18,17 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         self._log_every_steps, self._ends = log_every_steps, {resume_step + 1, total_steps}
         self._lines = _truncated(folder / "metrics.jsonl", resume_step)
-        self._waiting = b""  # what a full disk did not take yet
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        self._board = TensorBoardFile(folder / "tensorboard", first_step=resume_step + 1)
 
     def record(self, step: int, values: dict[str, float], ranks: Sequence[dict[str, float]] = ()) -> None:
         """Values after optimizer step `step`, names like loss/itc, val/image_recall@1; `ranks` has the loader's figures of each rank."""
-        self._write(json.dumps({"step": step, **values, **({"ranks": ranks} if ranks else {})}) + "\n")
+        line = json.dumps({"step": step, **values, **({"ranks": ranks} if ranks else {})}) + "\n"
+        self._lines.write(line.encode())  # at once: a checkpoint may follow, and a resumed run relies on the lines up to it
         if step in self._ends or step % self._log_every_steps == 0 or any(name.startswith("val/") for name in values):
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            self._board.add(step, values)
             log.info("step %d  %s", step, "  ".join(f"{name.removeprefix('loss/')} {value:.4g}" for name, value in values.items() if _shown(name)))
 
-    def _write(self, line: str) -> None:
-        """At once: a checkpoint may follow, and a resumed run relies on the lines up to it. What the disk does not take is written with the next line."""
-        full = bool(self._waiting)
-        self._waiting += line.encode()
-        try:
-            while self._waiting:
-                self._waiting = self._waiting[self._lines.write(self._waiting) :]
-        except OSError as error:
-            if not full:
-                log.warning("%s: %s; training goes on, and the lines will follow when they can be written", self._lines.name, error.strerror)
-
     def close(self) -> None:
-        self._write("")
         self._lines.close()
         self._board.close()
 
@@ -62,16 +49,19 @@ def _shown(name: str) -> bool:
     }
 
 
-def _truncated(path: Path, last_step: int) -> io.FileIO:
-    kept = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= last_step:
-                    kept.append(line)
-            except ValueError:  # the line a killed process did not finish
-                continue
+def _truncated(path: Path, last_step: int) -> PatientFile:
+    steps, kept = set(), []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            step = json.loads(line)["step"]
+        except ValueError:  # the line a killed process did not finish
+            continue
+        if step <= last_step:
+            steps.add(step)
+            kept.append(line + "\n")
+    if len(steps) < last_step:
+        log.warning("%s: %d of the %d steps taken so far have no line; killed while the disk was full?", path, last_step - len(steps), last_step)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.write_text("".join(kept))
     temporary.replace(path)
-    return io.FileIO(path, "a")  # without a buffer that would keep what could not be written
+    return PatientFile(path)

@@ -1,6 +1,7 @@
 """Logging to the terminal and to the run directory, one format everywhere."""
 
 import logging
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -20,11 +21,25 @@ def configure(run_folder: Path | None = None, rank: int = 0) -> None:
         from pipeline.core import storage  # fsspec, which help can do without
 
         storage.make_folder(str(run_folder))
-        file = logging.FileHandler(run_folder / ("log.txt" if rank == 0 else f"log-rank{rank}.txt"))
+        file = _RunLog(run_folder / ("log.txt" if rank == 0 else f"log-rank{rank}.txt"))
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
     for noisy in ("botocore", "aiobotocore", "urllib3", "fsspec", "s3fs", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _RunLog(logging.FileHandler):
+    """Says once, and not with a traceback for every line, that a full disk does not take them."""
+
+    _refused = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._refused:
+            self._refused = True
+            sys.stderr.write(f"{self.baseFilename}: {error.strerror}; lines may be missing in it\n")
 
 
 def _terminal() -> logging.Handler:
