@@ -70,23 +70,25 @@ class World:
     def together(self, act: Callable[[], _T]) -> _T:
         """What `act` gives on this rank, once it succeeded on all; every rank must call.
 
-        Raises an error of ours, or of the system, that `act` raises here, and FailedElsewhere where another rank met one, or met the same before:
-        nobody is left waiting for those that ended, and no line is printed twice.
+        One number is summed where all goes well, so a step can afford it. Raises an error of ours, or of the system, that `act` raises here, and
+        FailedElsewhere where another rank met one, or met the same before: nobody is left waiting for those that ended, and no line is printed twice.
         """
+        if self.world_size == 1:
+            return act()
         done: list[_T] = []
         error: AlbefError | OSError | None = None
         try:
             done.append(act())
         except (AlbefError, OSError) as raised:
             error = raised
+        failures = self.sum(torch.tensor([float(error is not None)], device=self.device))
+        if not failures.item():
+            return done[0]
         own = (str(error), getattr(error, "exit_code", 1)) if error else None
         told_by_all = self.of_all(own)
-        failed = [told for told in told_by_all if told]
         if error and told_by_all.index(own) == self.rank:
             raise error
-        if failed:
-            raise FailedElsewhere(*failed[0])
-        return done[0]
+        raise FailedElsewhere(*next(told for told in told_by_all if told))
 
 
 def complete_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Trainer:
             opened.callback(watch.close)
             self.report = opened.enter_context(closing(run.world.together(lambda: Report(run))))
             self.guard = Guard(run)
-            self.upkeep = Upkeep(run, self.report, self.heartbeat, evaluate)
+            self.upkeep = opened.enter_context(closing(Upkeep(run, self.report, self.heartbeat, evaluate)))
             further = [*_asked_for(run, self.report, self.heartbeat), Agreement(run, config.compare_ranks_every_steps)]
             self.hooks: list[Hook] = [self.report, *(opened.enter_context(closing(hook)) for hook in further)]
             self._opened = opened.pop_all()
@@ -85,9 +86,9 @@ class Trainer:
         self.upkeep.check_quarantine()
         batches = run.loader.from_position(run.state.position)
         while run.state.step < run.total_steps:
-            began = self._begin_to_wait()
-            micro_batches, position = self._next(batches)
-            began_at, data_wait_s = run.state.position, time.perf_counter() - began
+            began = time.perf_counter()
+            micro_batches, position, data_wait_s = run.world.together(partial(self._wait_for_data, batches))
+            began_at = run.state.position
             outputs, applied = self.optimizer_step(micro_batches)
             if applied:  # a skipped step must not age the teacher or reach the queue
                 run.partition.clamp_("temperature", MIN_TEMPERATURE, MAX_TEMPERATURE)  # the original's clamp in the forward pass would miss the masters
@@ -112,7 +113,6 @@ class Trainer:
     def optimizer_step(self, micro_batches: Sequence[Batch]) -> tuple[list[StepOutput], bool]:
         """Forward and backward passes of a global batch's share and AdamW's step; False where it was skipped for a non-finite loss or gradient."""
         run, step = self.run, self.run.state.step
-        self.heartbeat.beat("step", step)
         torch.manual_seed(_dropout_seed(run.config.seed, step, run.world.rank))
         for group in run.engine.optimizer.param_groups:
             group["lr"] = run.learning_rate(step) * group.get("lr_scale", 1.0)
@@ -136,18 +136,21 @@ class Trainer:
         """Everything, also where one part fails to."""
         self._opened.close()
 
-    def _begin_to_wait(self) -> float:
-        """For the next batch; the time."""
-        self.heartbeat.beat("data", self.run.state.step)
+    def _wait_for_data(self, batches: Batches) -> tuple[list[Batch], Position, float]:
+        """The next global batch's share, the place behind it, and the seconds that this rank waited."""
+        step, began = self.run.state.step, time.perf_counter()
+        self.heartbeat.beat("data", step)
         self.report.data_wait.begin()
-        return time.perf_counter()
+        with record_function("albef/data"):
+            micro_batches, position = self._next(batches)
+        self.heartbeat.beat("step", step)  # from here on it may be the others that this rank waits for
+        return micro_batches, position, time.perf_counter() - began
 
     def _next(self, batches: Batches) -> tuple[list[Batch], Position]:
-        """The next global batch's share that is not left out."""
+        """The next share that is not left out."""
         run = self.run
         while True:
-            with record_function("albef/data"):
-                micro_batches, position = next(batches)
+            micro_batches, position = next(batches)
             if not run.state.roll_back.leaves_out(run.state.position):
                 return micro_batches, position
             run.state = replace(run.state, position=position)

@@ -84,10 +84,14 @@ class Saver:
 
     def wait(self) -> None:
         """Return when nothing is being written any more; raises as `check` does."""
+        self.close()
+        self.check()
+
+    def close(self) -> None:
+        """Return when nothing is being written any more, whatever became of it."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self.check()
 
     def _save(self, content: _Content) -> None:
         started = time.monotonic()

@@ -61,6 +61,11 @@ class Upkeep:
         self._save()
         self._wait()
 
+    def close(self) -> None:
+        """The save in flight is finished, whatever ends the run: a process that ends in the middle of one aborts."""
+        with self._heartbeat.busy("save", self._run.state.step):
+            self._saver.close()
+
     def last_checkpoint(self) -> str:
         saved = self._newest()
         log.info("stage train: %d of %d steps taken; checkpoint %s", self._run.state.step, self._run.total_steps, saved)
