@@ -39,7 +39,7 @@ check: $(STAMP)  ## formatting, lint, types, import floors
 	$(BIN)/lint-imports
 
 test: $(STAMP)  ## the quick tests
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## the tests that need more time
 	$(BIN)/python -m pytest -m slow
