@@ -50,15 +50,19 @@ def _shown(name: str) -> bool:
 
 
 def _truncated(path: Path, last_step: int) -> PatientFile:
-    steps, kept = set(), []
+    steps, kept, again = set(), [], set()
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             step = json.loads(line)["step"]
         except ValueError:  # the line a killed process did not finish
             continue
-        if step <= last_step:
+        if step > last_step:
+            again.add(step)
+        else:
             steps.add(step)
             kept.append(line + "\n")
+    if again:
+        log.info("%d steps after step %d are taken again: no checkpoint has them", len(again), last_step)
     if len(steps) < last_step:
         log.warning("%s: %d of the %d steps taken so far have no line; killed while the disk was full?", path, last_step - len(steps), last_step)
     temporary = path.with_suffix(".tmp")

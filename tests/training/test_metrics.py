@@ -55,12 +55,14 @@ def lines_so_far(folder: Path) -> list[str]:
     return (folder / "metrics.jsonl").read_text().splitlines()
 
 
-def test_steps_that_are_taken_again_replace_those_of_before(tmp_path: Path) -> None:
+def test_steps_that_are_taken_again_replace_those_of_before_and_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = metrics(tmp_path)
     for step in range(1, 11):
         first.record(step, {"loss/itc": 1.0})
     first.close()
-    again = metrics(tmp_path, resume_step=6)
+    with caplog.at_level(logging.INFO):
+        again = metrics(tmp_path, resume_step=6)
+    assert caplog.messages == ["4 steps after step 6 are taken again: no checkpoint has them"]
     for step in range(7, 13):
         again.record(step, {"loss/itc": 2.0})
     again.close()

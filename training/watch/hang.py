@@ -124,6 +124,7 @@ class HangWatch:
         path = hang_report.dump_path(self._folder, self._rank)
         if path.stat().st_size == 0:
             path.unlink()
+            path.parent.rmdir()  # by the last rank; elsewhere it is not empty
 
     def _opened_dump(self) -> IO[bytes] | None:
         path = hang_report.dump_path(self._folder, self._rank)
