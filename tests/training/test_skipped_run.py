@@ -19,9 +19,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(config: Path, rank: int, batches: range, ranks: int = 1) -> tuple[int, str]:
-    """Exit code, and what rank 0 said; of these global batches `rank` meets a NaN."""
-    code, said = run_ranks(poisoned_run.__file__, lambda _: [config, rank, *batches], config.parent / "said", ranks)
+def train(config: Path, rank: int, batches: range, ranks: int = 1, poison: str = "nan") -> tuple[int, str]:
+    """Exit code, and what rank 0 said; of these global batches `rank` meets a poisoned share."""
+    code, said = run_ranks(poisoned_run.__file__, lambda _: [config, rank, poison, *batches], config.parent / "said", ranks)
     return code, said[0]
 
 
@@ -105,3 +105,17 @@ def test_skipped_steps_in_a_row_are_counted_over_a_restart(dataset: Path, tmp_pa
     code, errors = train(config, 0, range(1, 9))
     assert code == 4, errors
     assert "training stopped at step 5 of 8" in errors
+
+
+@pytest.mark.slow
+def test_a_gradient_that_jumps_is_gone_back_on_without_its_batch(dataset: Path, tmp_path: Path) -> None:
+    optimizer = {"warmup_steps": 1, "peak_lr": 2e-3, "final_lr": 2e-3}
+    config = tiny_run.configuration(tmp_path, dataset, max_steps=90, save_every_steps=10, roll_back="spikes", optimizer=optimizer)
+    code, errors = train(config, 0, range(82, 83), poison="nonsense")
+    assert code == 0, errors
+    assert "step 83: grad_norm is" in errors
+    assert "roll-back 1 of 3 to step 80, leaving out global batch 1 of epoch 9" in errors.replace("\n", " ")
+    records = tiny_run.metrics(tmp_path)
+    assert [record["step"] for record in records] == list(range(1, 91))
+    assert all(record["skipped_steps"] == 0 for record in records)
+    assert checkpoint.read(str(tmp_path / "train" / "checkpoints")).state["position"]["step"] == 1, "91 batches of 9 an epoch, one left out"
