@@ -6,6 +6,7 @@ from pathlib import Path
 
 import delivering
 import pytest
+from waiting import wait_until
 
 from pipeline.core.errors import DataError
 from shards import manifest
@@ -19,13 +20,14 @@ PIECE = 4096
 
 
 def slow_epoch(folder: str, cache: Path, cache_bytes: int) -> tuple[RangeReader, list[list[delivering.Digest]]]:
-    """An epoch whose trainer takes its time, as trainers do."""
+    """An epoch whose trainer takes its time, as trainers do, and what was asked for comes meanwhile."""
     reader = RangeReader(cache_bytes, str(cache), piece_bytes=PIECE, requests_in_flight=2)
     one = delivering.loader(Dataset.open(folder, reader=reader), batch=6, lanes=2, block_shards=1, num_workers=1)
     steps = []
     for batches, _ in islice(one.from_position(one.start()), one.steps_per_epoch):
         steps.append(batches[0])
         time.sleep(0.03)
+        wait_until(lambda: not reader._announced)
     one.close()
     reader.close()
     return reader, steps
