@@ -169,7 +169,7 @@ def configuration(folder: Path, dataset: str, **changes: Any) -> Path:
     path = tiny_run.configuration(folder, dataset, **common)
     if DEMO:
         training = yaml.safe_load((Path(DEMO) / "config.yaml").read_text())["training"]
-        training |= {**common, "dataset": dataset, "epochs": 100, "evaluate_every_steps": None, "torch_threads": 1}
+        training |= {**common, "dataset": dataset, "epochs": 100, "evaluate_every_steps": None, "torch_threads": 1, "group_size": 32}
         path.write_text(yaml.safe_dump({"run": {"folder": str(folder)}, "training": training}))
     return path
 
