@@ -42,7 +42,7 @@ test: $(STAMP)  ## the quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## the tests that need more time
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 chaos-ingest: $(STAMP)  ## kill -9 of ingest's processes 200 times, half of them on S3; about an hour
 	CHAOS_KILLS=100 CHAOS_JSON=docs/benchmarks/chaos_ingest.json $(BIN)/python -m pytest tests/ingest/test_kills.py -m slow -s --timeout 14400

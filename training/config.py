@@ -167,7 +167,8 @@ class TrainingConfig(Section):
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=1,
-        description="what DeepSpeed cuts over ranks: nothing (0), AdamW's state (1), gradients too (2), parameters too (3); 2 and 3 are for larger models",
+        description="what DeepSpeed cuts over ranks: nothing (0), AdamW's state (1), gradients too (2), parameters too (3); 2 and 3 are for larger models; "
+        "a lone rank runs 1 and 2 as 0",
     )
     offload: Literal["none", "optimizer"] = Field(default="none", description="optimizer: AdamW's state and its step are on the CPU (zero_stage 1 to 3)")
     seed: int = Field(default=42, ge=0, description="seed of order, crops, masks, draws, dropout and first weights")

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from training.config import TrainingConfig
-from training.zero.engine import LARGEST_BUCKET
+from training.zero.engine import LARGEST_BUCKET, stage_in_effect
 
 FP32, BF16, INT64 = 4, 2, 8  # bytes
 GIB = 2**30
@@ -31,7 +31,7 @@ class RankMemory:
 
 
 def memory_of_rank(num_parameters: int, config: TrainingConfig, world_size: int) -> RankMemory:
-    """Under the configured ZeRO stage and precision.
+    """Under the ZeRO stage in effect and the configured precision.
 
     DeepSpeed 0.19: stage 0 has all of everything but the average; stages 1 and 2 all weights and a slice of the rest (in a backward pass stage 1 has all
     gradients for a while); stage 3 a slice of everything and its buckets (and in the passes the weights of the blocks at work).
@@ -42,10 +42,11 @@ def memory_of_rank(num_parameters: int, config: TrainingConfig, world_size: int)
     whole_teacher = total * (BF16 if config.precision == "bf16" else FP32)
     if world_size == 1 and config.precision == "fp32":
         whole_teacher = 0  # the average itself
-    if config.zero_stage == 0:
+    stage = stage_in_effect(config, world_size)
+    if stage == 0:
         return RankMemory(total * FP32, total * FP32, 0, 2 * total * FP32, share * FP32, whole_teacher, queue)
     moments_and_masters = (5 if config.offload == "optimizer" else 3) * share * FP32
-    if config.zero_stage < 3:
+    if stage < 3:
         gradients = 0 if config.offload == "optimizer" else share * compute
         return RankMemory(total * compute, gradients, 0, moments_and_masters, share * FP32, whole_teacher, queue)
     bucket = min(LARGEST_BUCKET, total) * (FP32 + BF16 if config.precision == "bf16" and not config.bf16_params else compute)

@@ -36,7 +36,7 @@ from training.watch import spikes
 from training.watch.roll_back import RollBackState
 from training.watch.spikes import Curve
 from training.weights.sources import Source
-from training.zero.engine import deepspeed_engine
+from training.zero.engine import deepspeed_engine, stage_in_effect
 from training.zero.partition import Partition, partition_of
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def put_together(config: TrainingConfig, run_folder: Path, world: World) -> Trai
         load_teacher_and_queue(source, student.config, run.teacher, run.queue)
     log.info(
         "stage train: DeepSpeed ZeRO-%d %s, %d rank(s) x %d pairs x %d accumulation, %d items, step %d of %d, %.1fM parameters",
-        config.zero_stage, config.precision, world.world_size, micro_batch_size, accumulation_steps,
+        stage_in_effect(config, world.world_size), config.precision, world.world_size, micro_batch_size, accumulation_steps,
         loader.items_per_epoch, run.state.step, run.total_steps, run.num_parameters / 1e6,
     )  # fmt: skip
     log.info("memory: %s", memory_of_rank(run.num_parameters, config, world.world_size))
@@ -164,7 +164,7 @@ def _with_engine(
     over_ranks = GlobalGroup(world, config.max_tokens) if config.negatives == "global" and world.world_size > 1 else None  # alone, it is one plain group
     pretrainer = Pretrainer(student, losses, config.pairs_per_group, over_ranks)
     engine = deepspeed_engine(config, pretrainer, world, micro_batch_size)
-    partition = partition_of(engine.optimizer, student, config.zero_stage, world.rank, world.world_size)
+    partition = partition_of(engine.optimizer, student, stage_in_effect(config, world.world_size), world.rank, world.world_size)
     compute_type = torch.bfloat16 if config.precision == "bf16" else torch.float32
     teacher = Teacher(teacher_model, partition, config.momentum, compute_type, shard_compute=config.zero_stage == 3)
     teacher.whole_during(pretrainer)

@@ -46,7 +46,7 @@ def assert_same_losses(run: Path, reference: Path, relative: float) -> None:
 
 
 def test_the_log_names_stage_and_engine(uninterrupted: Path) -> None:
-    assert "stage train: DeepSpeed ZeRO-1 fp32, 1 rank(s)" in (uninterrupted / "log.txt").read_text()
+    assert "stage train: DeepSpeed ZeRO-0 fp32, 1 rank(s)" in (uninterrupted / "log.txt").read_text()
 
 
 def test_a_run_shorter_than_the_interval_of_its_log_still_says_how_it_began_and_ended(uninterrupted: Path) -> None:

@@ -86,7 +86,7 @@ def bare_steps(config: TrainingConfig, path: str) -> Callable[[int], None]:
 
 
 def overhead(case: str, sizes: Sizes, rounds: int, steps: int = STEPS) -> list[BenchRow]:
-    """The engine with ZeRO-1 in fp32 on one rank, a log line every 20 and a checkpoint every `steps` steps, beside the bare step.
+    """The engine in fp32 on one rank, a log line every 20 and a checkpoint every `steps` steps, beside the bare step.
 
     In a process of its own, since the engine joins a process group and names it in the environment.
     """

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -217,7 +217,7 @@ CASES: dict[str, Callable[[Scale], list[BenchRow]]] = {
     "base": partial(whole_steps, "base", BASE),
     "small": partial(whole_steps, "small", SMALL),
     "demo": partial(whole_steps, "demo", DEMO),
-    "engine": partial(engine, "engine", replace(SMALL, pairs=4)),  # few pairs: what the engine does once a step or a save weighs the more
+    "engine": partial(engine, "engine", SMALL),
     "base-flops": base_flops,
     "contrast": similarities,
     "gpu": gpu,
