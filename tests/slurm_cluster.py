@@ -69,7 +69,10 @@ def slurm_cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # a short path: a socket's may have 107 characters
     for name in ("state", "spool/n1", "spool/n2"):
         (folder / name).mkdir(parents=True)
-    host, environment = socket.gethostname(), {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin", "SLURM_CONF": str(folder / "slurm.conf")}
+    host, environment = (
+        socket.gethostname().partition(".")[0],
+        {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin", "SLURM_CONF": str(folder / "slurm.conf")},
+    )
     (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, host=host, port=free_port(), port_1=free_port(), port_2=free_port()))
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o600)
