@@ -28,6 +28,10 @@ class Metrics:
             self._board.add(step, values)
             log.info("step %d  %s", step, "  ".join(f"{name.removeprefix('loss/')} {value:.4g}" for name, value in values.items() if _shown(name)))
 
+    def settle(self) -> None:
+        """Raises OSError while a line is not on disk; any thread may call."""
+        self._lines.settle()
+
     def close(self) -> None:
         self._lines.close()
         self._board.close()

@@ -57,6 +57,20 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def test_nothing_counts_as_settled_while_a_line_waits_for_room(disk: Path) -> None:
+    record = metrics(disk)
+    record.settle()
+    fill(disk / "of-another-user")
+    for step in STEPS:
+        record.record(step, {"loss/itc": float(step)})
+    with pytest.raises(OSError, match="No space left"):
+        record.settle()
+    (disk / "of-another-user").unlink()
+    record.settle()
+    assert len(lines(disk)) == len(STEPS)
+    record.close()
+
+
 def lines_so_far(folder: Path) -> list[str]:
     return (folder / "metrics.jsonl").read_text().splitlines()
 

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,6 +31,7 @@ class _Content:
     tensors: Mapping[str, Mapping[str, Tensor]]
     files: Mapping[str, bytes]
     record: Mapping[str, Any]
+    before_publishing: Callable[[], None]
 
 
 class Saver:
@@ -61,19 +62,27 @@ class Saver:
         """Of the last finished save: seconds in the background, and bytes of all ranks."""
         return self._figures
 
-    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], files: Mapping[str, bytes], record: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        files: Mapping[str, bytes],
+        record: Mapping[str, Any],
+        before_publishing: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begin to write the checkpoint of `step`, after waiting for the one before.
 
         Args:
             tensors: kind -> name -> whole tensor, of those that this rank writes; on the CPU, and nobody changes them afterwards.
             files: name -> content of further files, of rank 0.
             record: `state`, `model` and `training` as JSON values, of rank 0.
+            before_publishing: what must have succeeded before `latest` names the checkpoint, tried as patiently as the rest; called on rank 0.
 
         Raises:
             Stopped: the one before could not be written.
         """
         self.wait()
-        content = _Content(step, tensors, files, record)
+        content = _Content(step, tensors, files, record, before_publishing)
         self._thread = threading.Thread(target=self._save, args=(content,), name=f"checkpoint {step}", daemon=True)
         self._thread.start()
 
@@ -137,6 +146,7 @@ class Saver:
         files = {file: about for part in written for file, about in part.items()}
         names = [(kind_of(file), name) for file, about in files.items() for name in about.get("tensors", [])]
         assert len(set(names)) == len(names), "two ranks wrote the same tensor"
+        patiently(content.before_publishing)
         patiently(partial(publish, self.folder, content.step, {"format": FORMAT, **content.record, "files": files}))
         try:
             remove_unlisted(storage.join(self.folder, name_of(content.step)))

@@ -67,6 +67,11 @@ class Report:
         if self.metrics:
             self._record(step, values)
 
+    def settle(self) -> None:
+        """Raises OSError while the record of a step is not on disk; any thread of any rank may call."""
+        if self.metrics:
+            self.metrics.settle()
+
     def rewind(self) -> None:
         """The run went back: lines of later steps go, as those steps are taken again."""
         self.close()

@@ -96,7 +96,7 @@ class Upkeep:
         sources = _summed(run.world.of_all(run.loader.sources(run.state.position, quarantine)))
         tensors = snapshot.take(run.partition, run.teacher, run.queue)
         files = {"vocab.txt": run.tokenizer.vocabulary_file()} if run.world.rank == 0 else {}
-        self._saver.save(run.state.step, tensors, files, self._record(quarantine, sources))
+        self._saver.save(run.state.step, tensors, files, self._record(quarantine, sources), before_publishing=self._report.settle)
         if run.world.rank == 0:
             self._write_quarantine(quarantine)
         self._report.add({"checkpoint/stall_s": time.perf_counter() - began, **self._saver.figures()})

@@ -5,6 +5,7 @@ import logging
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,25 @@ def test_a_full_disk_is_waited_for_with_one_warning_before_and_one_after(disk: P
     assert newest_is(disk, 2)
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert "works again" in caplog.messages[1]
+
+
+def test_latest_does_not_name_a_checkpoint_before_what_must_come_first(tmp_path: Path) -> None:
+    """A line of the run's record, say, that the disk has not taken: the run would go on from the checkpoint, and the line be lost."""
+    ready = False
+
+    def come_first() -> None:
+        assert not newest_is(tmp_path, 2)
+        if not ready:
+            raise OSError("No space left on device")
+
+    saver = saver_in(tmp_path, patience_s=60.0)
+    save(saver, 1)
+    saver.save(2, {"student": {"weight": torch.ones(3)}}, {}, {"state": {"step": 2}, "model": {}, "training": {}}, before_publishing=come_first)
+    time.sleep(0.5)
+    assert newest_is(tmp_path, 1)
+    ready = True
+    saver.wait()
+    assert (tmp_path / "latest").read_text().strip() == "step-0000002"
 
 
 def test_a_disk_that_stays_full_ends_the_run_and_harms_nothing(disk: Path) -> None:
