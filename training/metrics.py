@@ -68,7 +68,12 @@ def _truncated(path: Path, last_step: int) -> PatientFile:
     if again:
         log.info("%d steps after step %d are taken again: no checkpoint has them", len(again), last_step)
     if len(steps) < last_step:
-        log.warning("%s: %d of the %d steps taken so far have no line; killed while the disk was full?", path, last_step - len(steps), last_step)
+        log.warning(
+            "%s: %d of the %d steps taken so far have no line: they were taken with another run.folder, or lines were removed",
+            path,
+            last_step - len(steps),
+            last_step,
+        )
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))
     temporary.replace(path)

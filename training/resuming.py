@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.core import config as configuration
 from pipeline.core import storage
 from pipeline.core.errors import ConfigError
 from training import checkpoint
+from training.checkpoint import place
 from training.checkpoint.patience import ask_patiently
 from training.config import TrainingConfig
 from training.distributed import World
@@ -23,20 +25,27 @@ MAY_CHANGE = {
 ABSENT = "not there"
 
 
-def to_go_on_from(checkpoints: str, config: TrainingConfig, world: World) -> checkpoint.Checkpoint | None:
+def to_go_on_from(run_folder: Path, config: TrainingConfig, world: World) -> checkpoint.Checkpoint | None:
     """The newest whole checkpoint of this run, if there is one; every rank must call, and verifies its share of the files.
 
     Raises:
-        ConfigError: it is of another run.
+        ConfigError: it is of another run, or the run's checkpoints are in another place.
         DataError: nothing can be written there.
         Stopped: the store of the checkpoints did not answer for `save_patience_s`.
     """
+    checkpoints = place.place_of(str(run_folder), config.checkpoint_folder)
     saved = checkpoint.newest(checkpoints, world, config.save_patience_s)
     if saved:
         world.together(lambda: refuse_another(config, saved))
     else:
-        world.together(lambda: _require_writable(checkpoints, config.save_patience_s) if world.rank == 0 else None)
+        world.together(lambda: _require_good_place(checkpoints, run_folder, config) if world.rank == 0 else None)
+    world.together(lambda: place.remember(run_folder, config.checkpoint_folder) if world.rank == 0 else None)
     return saved
+
+
+def _require_good_place(checkpoints: str, run_folder: Path, config: TrainingConfig) -> None:
+    ask_patiently(partial(place.refuse_to_begin_anew, run_folder, config.checkpoint_folder), checkpoints, config.save_patience_s)
+    _require_writable(checkpoints, config.save_patience_s)
 
 
 def _require_writable(checkpoints: str, patience_s: float) -> None:

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from pipeline.core import storage
 from shards.dataset import Dataset
 from shards.loader import Position, ShardLoader
 from shards.order.mixing import MixedDataset
 from training import schedule, snapshot
 from training.activation_checkpointing import checkpoint_blocks
 from training.batch import Batch
-from training.checkpoint import Checkpoint
+from training.checkpoint import Checkpoint, place_of
 from training.compilation import compile_blocks, require_compiler
 from training.config import TrainingConfig
 from training.data import build_loader, build_tokenizer, open_dataset
@@ -84,7 +83,7 @@ class TrainingRun:
 
     @property
     def checkpoints(self) -> str:
-        return checkpoints_of(self.config, self.folder)
+        return place_of(str(self.folder), self.config.checkpoint_folder)
 
     @property
     def num_parameters(self) -> int:
@@ -107,10 +106,6 @@ class TrainingRun:
         self.loader.dataset.parts[0].dataset.reader.close()  # all parts share it
 
 
-def checkpoints_of(config: TrainingConfig, run_folder: Path) -> str:
-    return config.checkpoint_folder or storage.join(str(run_folder / "train"), "checkpoints")
-
-
 def put_together(config: TrainingConfig, run_folder: Path, world: World) -> TrainingRun:
     """Every rank must call; what costs nothing is checked first, and each mistake is told by one rank.
 
@@ -122,7 +117,7 @@ def put_together(config: TrainingConfig, run_folder: Path, world: World) -> Trai
     micro_batch_size, accumulation_steps = world.together(lambda: split_of(config, world.world_size))
     if config.compile:
         world.together(lambda: require_compiler(world.device))
-    resumed = to_go_on_from(checkpoints_of(config, run_folder), config, world)
+    resumed = to_go_on_from(run_folder, config, world)
     source = world.together(lambda: None if resumed else open_first_weights(config))  # a run that goes on has every weight of its own
     dataset = open_dataset(config, resumed, world)
     tokenizer = world.from_first(world.together(lambda: _tokenizer(config, dataset, resumed, source) if world.rank == 0 else None))

@@ -22,7 +22,10 @@ from training.config import TrainingConfig
 
 
 def interrupted_and_continued(path: Path, on_disk: Path) -> dict[str, Any]:
-    """A run that finds STOP when its first step is scored, starts while the store is away, then as it should; another one has its checkpoints on disk."""
+    """A run that finds STOP when its first step is scored, starts with its checkpoints elsewhere, while the store is away, and as it should.
+
+    Another one has its checkpoints on disk.
+    """
     logging.disable(logging.INFO)
     os.environ |= {"DS_ACCELERATOR": "cpu"}
     config = configuration.load(RunConfig, path, [])
@@ -46,13 +49,15 @@ def interrupted_and_continued(path: Path, on_disk: Path) -> dict[str, Any]:
     start(there, config.training.model_copy(update={"checkpoint_folder": "s3://no-such-bucket/checkpoints"}))
     start(there, config.training)
     stop.unlink()
+    stopped = checkpoint.read(config.run.folder).path
+    start(there, config.training.model_copy(update={"checkpoint_folder": None}))
     start(f"http://127.0.0.1:{free_port()}", config.training)
     os.environ["AWS_ENDPOINT_URL"] = there
     storage.filesystem("s3://any")[0].clear_instance_cache()
     result = run_stage("train", config)
     engine.run(config.training.model_copy(update={"checkpoint_folder": None}), on_disk)
-    found = checkpoint.read(config.run.folder)  # which knows of the bucket by the record of the finished stage
-    return {"scored": scored, "told": told, "result": result, "found": found.path, "step": found.step}
+    found = checkpoint.read(config.run.folder)
+    return {"scored": scored, "told": told, "result": result, "stopped": stopped, "found": found.path, "step": found.step}
 
 
 def test_a_run_with_its_checkpoints_in_a_bucket_stops_waits_for_the_store_and_goes_on(s3_bucket: str, tmp_path: Path) -> None:
@@ -63,10 +68,13 @@ def test_a_run_with_its_checkpoints_in_a_bucket_stops_waits_for_the_store_and_go
     )
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         done = pool.submit(interrupted_and_continued, config, tmp_path / "on-disk").result()
-    (nowhere, nowhere_code), (stopped, stopped_code), (away, away_code) = done["told"]
+    (nowhere, nowhere_code), (stopped, stopped_code), (elsewhere, elsewhere_code), (away, away_code) = done["told"]
     assert "s3://no-such-bucket/checkpoints/.probe.tmp: not found" in nowhere
     assert nowhere_code == 2
     assert "training stopped at step 2 of 3" in stopped
+    assert done["stopped"] == f"{folder}/step-0000002", "the run's folder knows of the bucket"
+    assert f"training.checkpoint_folder: {tmp_path}/run/train/checkpoints has no checkpoint, but {folder} has this run's step-0000002; copy" in elsewhere
+    assert elsewhere_code == 2
     assert "storage cannot be reached" in away
     assert "when the store is back, the same command goes on" in away
     assert stopped_code == away_code == 4

@@ -89,7 +89,7 @@ def test_steps_that_are_taken_again_replace_those_of_before_and_are_counted(tmp_
     assert lines(tmp_path) == board(tmp_path) == [(step, 1.0 if step <= 6 else 2.0) for step in range(1, 13)]
 
 
-def test_steps_whose_lines_a_kill_on_a_full_disk_took_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_steps_that_have_no_line_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = metrics(tmp_path)
     for step in range(1, 5):
         first.record(step, {"loss/itc": 1.0})

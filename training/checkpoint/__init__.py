@@ -15,6 +15,7 @@ manifest is not a checkpoint: whatever was being written when a process died is 
 `step-0000400/again/`, and replaces the other at once, with its manifest.
 
     layout     what is called how, and which checkpoints are there
+    place      where a run's checkpoints are
     reading    open, verify, load
     slices     parts of tensors, without reading the rest
     writing    safetensors as a stream; one process writes a checkpoint
@@ -25,6 +26,7 @@ manifest is not a checkpoint: whatever was being written when a process died is 
 """
 
 from training.checkpoint.layout import name_of, steps_in
+from training.checkpoint.place import place_of
 from training.checkpoint.reading import Checkpoint, folder_of, load_for_evaluation, load_weights, newest, read
 from training.checkpoint.removal import forget_after, remove_old
 from training.checkpoint.saver import Saver
@@ -41,6 +43,7 @@ __all__ = [
     "load_weights",
     "name_of",
     "newest",
+    "place_of",
     "read",
     "remove_old",
     "steps_in",

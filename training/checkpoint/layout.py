@@ -38,7 +38,7 @@ def content(path: str) -> bytes | None:
     try:
         return storage.read_bytes(path)
     except DataError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             return None
         raise
 

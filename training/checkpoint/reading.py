@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -15,9 +14,9 @@ from torch import Tensor
 from pipeline.core import storage
 from pipeline.core.config import validate
 from pipeline.core.errors import DataError, StorageUnreachable
-from pipeline.core.run_directory import RunDirectory
 from training.checkpoint.layout import FORMAT, LATEST, MANIFEST, VOCABULARY, complete, kind_of, latest_of, manifest_of
 from training.checkpoint.patience import ask_patiently
+from training.checkpoint.place import remembered
 from training.checkpoint.slices import Slices
 from training.checkpoint.sums import check_file, compare
 from training.distributed import World
@@ -115,14 +114,8 @@ class Checkpoint:
 
 def folder_of(path: str) -> str | None:
     """The checkpoint, or the folder of checkpoints, that `path` means: itself, or of a run directory the run's own; None when there is none."""
-    places = (path, storage.join(path, "train", "checkpoints"), *_recorded(path))
+    places = (path, remembered(path))
     return next((place for place in places for name in (LATEST, MANIFEST) if storage.exists(storage.join(place, name))), None)
-
-
-def _recorded(run_folder: str) -> list[str]:
-    """Where the finished training of a run directory says that its last checkpoint is."""
-    record = RunDirectory(Path(run_folder)).result("train") if storage.is_local(run_folder) else None
-    return [record["result"]["checkpoint"]] if record else []
 
 
 def read(path: str, patience_s: float | None = None) -> Checkpoint:
