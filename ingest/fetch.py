@@ -26,6 +26,7 @@ from ingest.opt_out import opted_out, reserved
 from ingest.outcomes import DETAIL_LIMIT, Ended, Outcome, of_status
 from ingest.politeness import Budget, Host, backoff_s, retry_after_s
 from ingest.response_handler import SteadyResponseHandler
+from ingest.urls import parse
 from pipeline.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Fetcher:
 
     async def _fetched(self, url: str, budget: Budget) -> Fetched:
         try:
-            parsed = URL(url)
+            parsed = parse(url)
         except (ValueError, TypeError) as error:
             return Fetched(Outcome.BAD_URL, b"", None, 0.0, str(error)[:DETAIL_LIMIT], 0)
         try:
@@ -179,7 +180,7 @@ class Fetcher:
                         if response.status != 200:
                             raise self._refused(response, host, budget)
                         return await self._body(response, picture, budget)
-            url = url.join(URL(location))
+            url = url.join(parse(location))
         raise Ended(Outcome.TOO_MANY_REDIRECTS, f"more than {self.config.max_redirects}")
 
     def _host(self, name: str) -> Host:

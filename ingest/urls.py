@@ -2,7 +2,11 @@
 
 import hashlib
 import re
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
+
+if TYPE_CHECKING:
+    from yarl import URL
 
 HOST = re.compile(r"[a-z0-9._:%-]+")  # after IDNA encoding; the colon is of IPv6 addresses, the percent sign of their zones
 UID_BYTES = 16
@@ -23,16 +27,24 @@ def normalise(url: str) -> str | None:
 
 def parse_and_normalise(url: str) -> str | None:
     """The definition of `normalise`, for any spelling."""
-    from yarl import URL
-
     try:
-        parsed = URL(url.strip()).with_fragment(None)
+        parsed = parse(url.strip()).with_fragment(None)
         if parsed.scheme not in ("http", "https") or not HOST.fullmatch(parsed.raw_host or ""):
             return None
         parts = urlsplit(str(parsed.with_port(None) if parsed.is_default_port() else parsed))
         return urlunsplit(parts._replace(path=parts.path or "/"))
     except (ValueError, TypeError):
         return None
+
+
+def parse(url: str) -> "URL":
+    """Raises ValueError when it is no URL, TypeError when it is no string."""
+    from yarl import URL
+
+    try:
+        return URL(url)
+    except IndexError as error:  # brackets before an @ with nothing behind it
+        raise ValueError(f"no host: {url[:200]}") from error
 
 
 def uid_bytes(url: str) -> bytes:

@@ -72,6 +72,7 @@ class Web(Server):
             "private": lambda: _response(b"", "302 Found", "Location: http://10.0.0.1/secret.jpg\r\n"),
             "metadata": lambda: _response(b"", "301 Moved", "Location: http://169.254.169.254/latest/meta-data/\r\n"),
             "file": lambda: _response(b"", "302 Found", "Location: file:///etc/passwd\r\n"),
+            "nowhere": lambda: _response(b"", "302 Found", "Location: http://a.com[]@\r\n"),
             "loop": lambda: _response(b"", "302 Found", f"Location: /loop/{number + 1}\r\n"),
             "huge": lambda: _response(b"\xff" * 300_000),
             "announced": lambda: _response(b"", length=10**12),

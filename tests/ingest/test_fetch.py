@@ -32,6 +32,7 @@ CASES = [
     ("private/1", Outcome.BLOCKED_ADDRESS, None),
     ("metadata/1", Outcome.BLOCKED_ADDRESS, None),
     ("file/1", Outcome.BAD_URL, None),
+    ("nowhere/1", Outcome.BAD_URL, None),
     ("loop/1", Outcome.TOO_MANY_REDIRECTS, None),
     ("huge/1", Outcome.TOO_LARGE, 200),
     ("announced/1", Outcome.TOO_LARGE, 200),

@@ -52,6 +52,7 @@ urls = st.builds(
         ("http://münchen.de/", "http://xn--mnchen-3ya.de/"),
         ("ftp://example.com/", None),
         ("http://", None),
+        ("http://a.com[]@", None),
         ("example.com/a.jpg", None),
         ("", None),
     ],
