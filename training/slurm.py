@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Mapping
 
 from pipeline.core.errors import ConfigError
+from pipeline.core.loopback import free_port
 
 SCONTROL_S = 60.0  # a busy controller takes its time
 PORTS = range(10000, 30000)  # below those that the kernel gives to outgoing connections
@@ -24,10 +25,12 @@ def place(environment: Mapping[str, str]) -> dict[str, str]:
 def rendezvous(environment: Mapping[str, str]) -> dict[str, str]:
     """MASTER_ADDR and MASTER_PORT, the same for every task of the step: the address of its first node, and a port drawn from its number.
 
-    The node's address, not its name: names of nodes need not resolve.
+    The node's address, not its name: names of nodes need not resolve. A lone task, such as a shell that `srun --pty` started, meets nobody.
 
     Raises ConfigError where Slurm cannot be asked.
     """
+    if environment["SLURM_NTASKS"] == "1":
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     first = _scontrol("show", "hostnames", environment["SLURM_STEP_NODELIST"]).split()[0]
     address = re.search(r"\bNodeAddr=(\S+)", _scontrol("show", "node", first))
     if not address:
