@@ -72,9 +72,12 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def commit() -> str:
-    """The checkout's commit, marked when files differ from it; empty outside a checkout."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=12", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return described.stdout.strip()
+def commit(folder: Path = Path(__file__).parent) -> str:
+    """The commit of the checkout that `folder` lies in, marked when files other than those of figures differ from it; empty outside a checkout."""
+    name = _git(folder, "describe", "--always", "--abbrev=12")
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/docs/benchmarks")
+    return f"{name}-dirty" if changed else name
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False).stdout.strip()

@@ -37,7 +37,7 @@ class GuardedAdamW(torch.optim.AdamW):
 
 
 def stage_in_effect(config: TrainingConfig, world_size: int) -> int:
-    """0 for a lone rank, which has nothing to cut: ZeRO would keep a second fp32 copy of its weights, and take a fifth longer for copying (small model, CPU).
+    """0 for a lone rank, which has nothing to cut: ZeRO would keep a second fp32 copy of its weights, and copy to and from it in every step.
 
     Masters of bf16 parameters and an offloaded AdamW are there under ZeRO alone, and stage 3 takes blocks as they come.
     """
