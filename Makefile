@@ -50,7 +50,7 @@ chaos-ingest: $(STAMP)  ## kill -9 of ingest's processes 200 times, half of them
 chaos-train: $(STAMP)  ## kill -9 of whole training runs 50 times, on disk, on a failing S3 and of two ranks; about half an hour
 	CHAOS_KILLS=$${CHAOS_KILLS:-50} CHAOS_JSON=docs/benchmarks/chaos_train.json $(BIN)/python -m pytest tests/training/test_kills.py -m slow -s --timeout 14400
 
-chaos-long: $(STAMP)  ## 2,000 steps of the demo's model on two ranks through kills, S3 faults, stalls and a full disk; needs runs/demo; half an hour
+chaos-long: $(STAMP)  ## 2,000 steps of the demo's model on two ranks through kills, S3 faults, stalls and a full disk; needs runs/demo; about an hour
 	CHAOS_DEMO=runs/demo CHAOS_JSON=docs/benchmarks/chaos_long.json $(BIN)/python -m pytest tests/training/test_long_run.py -m slow -s --timeout 14400
 
 clean:  ## remove runs and caches, keep .venv
