@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,18 @@ import torch.distributed as dist
 from training.distributed import World
 
 _T = TypeVar("_T")
+
+
+def deepspeed_without_its_operator() -> Any:
+    """The module, which would else compile an operator for minutes; gloo gives the same sums.
+
+    And again at the next start of a real run: that takes the ninja beside python, while these ranks would find the system's, and neither trusts the
+    other's log.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
 
 
 def on_each(act: Callable[[World, Path], _T], folder: Path, ranks: int = 2) -> list[_T]:

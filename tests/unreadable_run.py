@@ -1,11 +1,10 @@
 """`albef train` whose rank 1 cannot read its share of the fourth global batch: python unreadable_run.py CONFIG"""
 
 import sys
-from pathlib import Path
 
-from pipeline.app.config import RunConfig
-from pipeline.core import config as configuration
-from pipeline.core.errors import AlbefError, FailedElsewhere, Stopped
+from altered_run import train_with
+
+from pipeline.core.errors import Stopped
 from shards.loader import Position
 from training import engine
 from training.batch import Batch
@@ -18,18 +17,5 @@ class Unreadable(engine.Trainer):
         return super()._next(batches)
 
 
-def main(path: str) -> int:
-    config = configuration.load(RunConfig, Path(path), [])
-    assert config.training is not None
-    engine.Trainer = Unreadable  # type: ignore[misc]
-    try:
-        engine.run(config.training, Path(config.run.folder))
-    except AlbefError as error:
-        if not isinstance(error, FailedElsewhere):
-            sys.stderr.write(f"albef: {error}\n")
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(train_with(Unreadable, sys.argv[1]))

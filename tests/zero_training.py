@@ -5,6 +5,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from ranks import deepspeed_without_its_operator
 from torch import Tensor, nn
 
 TIED = {  # name -> the name it shares a tensor with
@@ -48,9 +49,7 @@ def train(rank: int, ranks: int, folder: Path, stages: dict[str, tuple[int, bool
     """Save a checkpoint folder for each name (stage, bf16) of `stages`, and beside it `NAME.safetensors` with the parameters as the engine has them."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else compiled first
+    deepspeed = deepspeed_without_its_operator()
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     for name, (stage, bf16) in stages.items():
         model = module_of(state)

@@ -92,8 +92,8 @@ class Campaign:
     def _kill(self, command: "subprocess.Popen[bytes]", run_folder: Path) -> str | None:
         """SIGKILL for one of its processes, or for all; returns which, or None when there was none."""
         living = processes(run_folder)
-        engines = [process for process in living if "ingest.driver" in process.cmdline()]
-        workers = [child for engine in engines for child in engine.children() if "spawn_main" in " ".join(child.cmdline())]
+        engines = [process for process in living if "ingest.driver" in _command_line(process)]
+        workers = [child for engine in engines for child in _children(engine) if "spawn_main" in _command_line(child)]
         chosen = {"command": [process for process in living if process.pid == command.pid], "engine": engines, "worker": workers[:1], "all": living}
         victims = [name for name, found in chosen.items() if found]
         if not victims:
@@ -103,6 +103,21 @@ class Campaign:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         return victim
+
+
+def _command_line(process: psutil.Process) -> str:
+    """Nothing where it has ended by now."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # a zombie is one, too
+        return ""
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _is_published(config: IngestConfig) -> bool:

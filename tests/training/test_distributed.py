@@ -64,6 +64,13 @@ def test_a_step_that_cannot_ask_slurm_says_what_to_set(tmp_path: Path, monkeypat
         complete_environment(SLURM)
 
 
+def test_a_lone_task_meets_nobody_and_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    alone = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_STEP_TASKS_PER_NODE": "1"}
+    found = complete_environment({**SLURM, **alone})
+    assert (found["RANK"], found["WORLD_SIZE"], found["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
+
+
 def test_a_batch_script_outside_srun_is_alone() -> None:
     assert complete_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"})["WORLD_SIZE"] == "1"
 

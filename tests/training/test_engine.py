@@ -22,13 +22,6 @@ from training.resuming import refuse_changed
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    tiny_run.write_dataset(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def uninterrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 5 steps on one rank."""
     folder = tmp_path_factory.mktemp("uninterrupted")
@@ -82,6 +75,18 @@ def test_two_ranks_give_the_losses_of_one(dataset: Path, uninterrupted: Path, tm
     assert_same_losses(tmp_path, uninterrupted, relative=1e-5)
 
 
+@pytest.mark.slow
+def test_torchrun_gives_what_deepspeed_gives(dataset: Path, tmp_path: Path) -> None:
+    by_deepspeed, by_torchrun = (tiny_run.configuration(tmp_path / name, dataset) for name in ("deepspeed", "torchrun"))
+    assert tiny_run.train(by_deepspeed, processes=2).returncode == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "pipeline.app", "train", str(by_torchrun)], env=tiny_run.environment(), capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    assert tiny_run.metrics(tmp_path / "torchrun") == tiny_run.metrics(tmp_path / "deepspeed")
+
+
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_after_each_step_the_teacher_has_moved_towards_the_student_by_the_moving_average(dataset: Path, tmp_path: Path, processes: int) -> None:
     config = tiny_run.configuration(tmp_path, dataset, save_every_steps=1, keep_last=5)
@@ -117,7 +122,7 @@ def test_a_run_killed_between_checkpoints_continues_bit_for_bit(dataset: Path, u
     process = subprocess.Popen(
         tiny_run.command(config), env=tiny_run.environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    wait_for(lambda: len(written_steps(tmp_path)) > 0 and last_step(tmp_path) >= 3, process)
+    wait_for(lambda: (tmp_path / "train" / "checkpoints" / "latest").exists() and last_step(tmp_path) >= 3, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     killed_at = last_step(tmp_path)
@@ -311,11 +316,6 @@ def last_step(run: Path) -> int:
     lines = path.read_text().splitlines() if path.exists() else []
     steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
     return max(steps, default=0)
-
-
-def written_steps(run: Path) -> list[str]:
-    folder = run / "train" / "checkpoints"
-    return sorted(path.parent.name for path in folder.glob("step-*/manifest.json"))
 
 
 def wait_for(condition: object, process: "subprocess.Popen[str] | subprocess.Popen[bytes]", timeout_s: float = 120) -> None:

@@ -150,13 +150,6 @@ def test_each_rank_has_the_texts_whose_drawn_picture_it_holds(tmp_path: Path) ->
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    tiny_run.write_dataset(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def one_large_group(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on one rank whose group is the global batch."""
     folder = tmp_path_factory.mktemp("one_large_group")
@@ -171,7 +164,7 @@ def test_on_one_rank_it_is_a_group_of_the_global_batch_bit_for_bit(dataset: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [1, 2])
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_two_ranks_train_as_one_whose_group_is_the_global_batch(dataset: Path, one_large_group: Path, tmp_path: Path, zero_stage: int) -> None:
     done = tiny_run.train(tiny_run.configuration(tmp_path, dataset, negatives="global", zero_stage=zero_stage), processes=2)
     assert done.returncode == 0, done.stderr

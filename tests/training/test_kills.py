@@ -54,8 +54,8 @@ class Campaign:
         return sum(number for hit, number in self.hits.items() if "within a save" in hit)
 
     def missing(self, kills: int) -> int:
-        """Of so many kills; one more where none has hit a save, which may be over before the kill comes."""
-        return max(kills - self.hits.total(), int(not self.within_saves))
+        """Of so many kills, half of them within a save, which may be over before a kill comes that was meant for it."""
+        return max(kills - self.hits.total(), kills // 2 - self.within_saves)
 
     def train(self, kills: int) -> Finished:
         """One run, killed `kills` times on its way if it takes so long."""
@@ -63,7 +63,7 @@ class Campaign:
         self.runs += 1
         before = self.hits.total()
         while self.hits.total() - before < kills and not run.is_finished():
-            self.kill_once(run, within_a_save=self.hits.total() % 2 == 1)
+            self.kill_once(run, within_a_save=2 * self.within_saves < self.hits.total())
         run.finish()
         return run.finished()
 
@@ -130,13 +130,6 @@ def _let_pass(ranks: Ranks, seconds: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    tiny_run.write_dataset(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Finished, float]]:
     """Ranks -> what an uninterrupted run of so many comes to, and after how many seconds its first checkpoint was there."""
 
@@ -183,7 +176,7 @@ def test_killed_at_random_moments_training_gives_every_bit_of_the_uninterrupted_
     campaign = Campaign(start, SAVE_EVERY_STEPS[place], first_checkpoint_s, random.Random(SEED))
     while (missing := campaign.missing(KILLS[place])) and campaign.hits.total() < KILLS[place] + 10:
         assert campaign.train(min(KILLS_PER_RUN, missing)) == expected
-    assert campaign.within_saves
+    assert campaign.within_saves >= KILLS[place] // 2
     if FIGURES:
         record(place, campaign, front)
 

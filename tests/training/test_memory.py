@@ -16,13 +16,6 @@ CASES: list[tuple[int, dict[str, object]]] = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    tiny_run.write_dataset(folder)
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_rank_holds_what_was_predicted_within_five_percent(dataset: Path, tmp_path: Path, ranks: int) -> None:

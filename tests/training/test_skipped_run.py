@@ -12,13 +12,6 @@ from ranks_of_program import run_ranks
 from training import checkpoint
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    tiny_run.write_dataset(folder)
-    return folder
-
-
 def train(config: Path, rank: int, batches: range, ranks: int = 1, poison: str = "nan") -> tuple[int, str]:
     """Exit code, and what rank 0 said; of these global batches `rank` meets a poisoned share."""
     code, said = run_ranks(poisoned_run.__file__, lambda _: [config, rank, poison, *batches], config.parent / "said", ranks)
@@ -79,6 +72,21 @@ def test_a_run_that_may_goes_back_and_leaves_the_poisoned_batches_out(dataset: P
     last = checkpoint.read(str(tmp_path / "train" / "checkpoints"))
     assert (last.state["position"]["epoch"], last.state["position"]["step"]) == (0, 8), "six batches taken, two left out"
     assert [place["step"] for place in last.state["roll_back"]["left_out"]] == [3, 4]
+
+
+def test_a_roll_back_goes_past_a_checkpoint_that_was_damaged(dataset: Path, tmp_path: Path) -> None:
+    changes: dict[str, object] = {"max_steps": 6, "save_every_steps": 2, "keep_last": 5, "max_skipped_in_a_row": 1, "roll_back": "non_finite"}
+    code, errors = train(tiny_run.configuration(tmp_path, dataset, **changes), 0, range(5, 6), poison="nan_and_damage")
+    assert code == 0, errors
+    said = errors.replace("\n", " ")
+    assert "roll-back 1 of 3 to step 4, leaving out global batch 5 of epoch 0" in said
+    assert "checkpoint step-0000004 is damaged" in said
+    records = tiny_run.metrics(tmp_path)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert all(record["skipped_steps"] == 0 for record in records)
+    last = checkpoint.read(str(tmp_path / "train" / "checkpoints"))
+    assert last.state["position"]["step"] == 7, "six batches taken, one left out"
+    checkpoint_of(tmp_path, 4).verify()  # written anew
 
 
 def test_a_second_bad_batch_behind_those_left_out_is_left_out_as_well(dataset: Path, tmp_path: Path) -> None:

@@ -233,9 +233,7 @@ def test_one_pair_is_refused_with_its_setting(data: Path) -> None:
 
 def values_under_zero_3(world: World, folder: Path) -> tuple[dict[str, float], list[float], list[bool]]:
     """Also losses of the training steps before and after it, and whether parameters are partitioned again afterwards."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # minutes to compile, for the same sums
+    deepspeed = ranks.deepspeed_without_its_operator()
     os.environ.update(RANK=str(world.rank), LOCAL_RANK=str(world.rank), WORLD_SIZE="2")
     torch.set_num_threads(1)
     pretrainer, teacher = trained()

@@ -17,13 +17,6 @@ STATE_OF_RUN = ("step", "position", "adam_step", "queue_position", "skipped_step
 LOSSES, STATE = 1e-6, 1e-5  # relative; four steps of AdamW enlarge what sums in another order round differently
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    tiny_run.write_dataset(folder)
-    return folder
-
-
 def configuration(folder: Path, dataset: Path, stage: int, **changes: object) -> Path:
     settings = {"zero_stage": stage, "max_steps": LAST, "optimizer": {"warmup_steps": 1, "peak_lr": 1e-3, "final_lr": 1e-4, "max_grad_norm": 5.0}}
     return tiny_run.configuration(folder, dataset, **(settings | changes))

@@ -17,13 +17,6 @@ MOMENTUM, STEPS = 0.9, 5  # tiny_run's
 CASES = list(itertools.product((0, 1, 2, 3), ("fp32", "bf16")))
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    tiny_run.write_dataset(folder)
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("ranks", [1, 2])
