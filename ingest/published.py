@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ingest import outcomes
-from pipeline.core import storage
+from pipeline.core import parquet, storage
 from pipeline.core.errors import DataError
 from shards import layout
 from shards.manifest import ShardEntry
@@ -64,10 +64,8 @@ def read(output: str, name: str) -> PublishedShard:
 def rows(output: str, name: str, columns: list[str] | None = None) -> "pa.Table":
     """The outcome table of a shard; a column that older versions did not write is null."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    with storage.open_read(outcome_path(output, name)) as file:
-        found = pq.ParquetFile(file).read(columns=columns)  # leaves out what is not there
+    found = parquet.read_table(outcome_path(output, name), columns)
     for field in outcomes.schema():
         if field.name not in found.column_names and (columns is None or field.name in columns):
             found = found.append_column(field, pa.nulls(found.num_rows, field.type))

@@ -20,13 +20,13 @@ from ingest.block_list import BlockList, Match
 from ingest.config import EngineConfig
 from ingest.hold import dataset_held
 from ingest.outcomes import Outcome
-from pipeline.core import stopping, storage
+from pipeline.core import parquet, stopping, storage
 from pipeline.core.errors import AlbefError, DataError
 from shards import layout, manifest, rewrite, tar
 from shards.manifest import Manifest, ShardEntry
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -271,8 +271,4 @@ def _write_plan(dataset: str, number: int, taken: Sequence[Taken]) -> None:
 
 
 def _read_plan(dataset: str, number: int) -> list[Taken]:
-    import pyarrow.parquet as pq
-
-    with storage.open_read(_plan_path(dataset, number)) as file:
-        table: pa.Table = pq.read_table(file)
-    return [Taken(**row) for row in table.to_pylist()]
+    return [Taken(**row) for row in parquet.read_table(_plan_path(dataset, number)).to_pylist()]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core import storage
+from pipeline.core import parquet, storage
 from shards import layout
 
 if TYPE_CHECKING:
@@ -33,26 +33,20 @@ def shards(root: str) -> frozenset[str]:
 
 def sources(root: str, name: str) -> list[str] | None:
     """The source of each sample of a shard; None when the shard has no such table: then all are of the source its manifest names."""
-    import pyarrow.parquet as pq
-
     path = layout.provenance_path(root, name)
     if not storage.exists(path):
         return None
-    with storage.open_read(path) as file:
-        found: list[str] = pq.read_table(file, columns=["source"])["source"].to_pylist()
+    found: list[str] = parquet.read_table(path, ["source"])["source"].to_pylist()
     return found
 
 
 def copy_rows(root: str, name: str, new: str, kept: npt.NDArray[np.bool_]) -> None:
     """The table of a shard's copy that has only some of its samples."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     path = layout.provenance_path(root, name)
     if storage.exists(path):
-        with storage.open_read(path) as file:
-            table = pq.read_table(file)
-        _write(layout.provenance_path(root, new), table.filter(pa.array(kept)))
+        _write(layout.provenance_path(root, new), parquet.read_table(path).filter(pa.array(kept)))
 
 
 def _write(path: str, table: "pa.Table") -> None:

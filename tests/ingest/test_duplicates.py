@@ -5,11 +5,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from ingest import duplicates, published
-from pipeline.core import storage
+from pipeline.core import parquet, storage
 from shards import manifest
 from shards.manifest import Manifest, ShardEntry
 
@@ -62,8 +61,7 @@ def bits(one: Row, other: Row) -> int:
 
 
 def read(folder: str) -> list[Row]:
-    with storage.open_read(storage.join(folder, duplicates.FILE)) as file:
-        found: list[Row] = pq.read_table(file).to_pylist()
+    found: list[Row] = parquet.read_table(storage.join(folder, duplicates.FILE)).to_pylist()
     return found
 
 

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 from ingest_command import processes, running
 
 from ingest.config import IngestConfig
 from ingest.journal import ROWS_PER_OBJECT
 from pipeline.app.figures import commit, machine
-from pipeline.core import storage
+from pipeline.core import parquet, storage
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "20"))
 FIGURES = os.environ.get("CHAOS_JSON")
@@ -147,8 +146,7 @@ def check_and_hash(config: IngestConfig) -> dict[str, str]:
     folder = storage.join(config.output, "outcomes")
     for name in storage.list_files(folder):
         if name.endswith(".parquet"):
-            with storage.open_read(storage.join(folder, name)) as file:
-                keys.update(pq.read_table(file).column("uid").to_pylist())
+            keys.update(parquet.read_table(storage.join(folder, name)).column("uid").to_pylist())
     assert len(keys) == ROWS + DEAD_ROWS
     assert set(keys.values()) == {1}, "a row has two outcomes"
     assert not [name for name in storage.list_files(config.output) if name.endswith(".tmp")]

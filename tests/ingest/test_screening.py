@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -15,7 +14,7 @@ from ingest import ingest, phash_corpus, published, purge, screening
 from ingest.config import IngestConfig
 from ingest.outcomes import Ended
 from ingest.screening import ids_of
-from pipeline.core import storage
+from pipeline.core import parquet
 from pipeline.core.errors import DataError
 from shards.dataset import Dataset
 
@@ -109,8 +108,7 @@ def test_the_corpus_has_the_hash_of_every_picture_in_folders_zips_and_tars(tmp_p
         archive.writestr("readme.txt", "x")
     out = f"{s3_bucket}/corpus.parquet"
     assert phash_corpus.build(out, [str(tmp_path / "copies"), str(tmp_path / "copies.zip")]) == (2, [str(tmp_path / "copies" / "broken.jpg")])
-    with storage.open_read(out) as file:
-        rows = pq.read_table(file).to_pylist()
+    rows = parquet.read_table(out).to_pylist()
     assert [row["name"].removeprefix(str(tmp_path)) for row in rows] == ["/copies.zip/val/two.jpg", "/copies/deep/one.png"]
     with pytest.raises(DataError, match="no picture that can be read"):
         phash_corpus.build(out, [str(tmp_path / "nothing")])
