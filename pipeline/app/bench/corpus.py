@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.core import storage
 
+DISTINCT = 300  # pictures; a crawl gets them under as many URLs as asked for
 SIDES = (300, 1280)
 QUALITIES = (75, 82, 88, 92)
 ASPECTS = (4 / 3, 3 / 2, 1.0, 3 / 4, 2 / 3, 16 / 9)

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.app import picture_server
-from pipeline.app.bench.corpus import Corpus, corpus
+from pipeline.app.bench.corpus import DISTINCT, Corpus, corpus
+from pipeline.app.bench.pictures import SHORT_SIDE
 from pipeline.app.bench.process_tree import cpu_seconds
 from pipeline.app.bench.row import BenchRow, compared
 from pipeline.core.errors import AlbefError, ConfigError
@@ -28,8 +29,7 @@ from pipeline.core.errors import AlbefError, ConfigError
 log = logging.getLogger(__name__)
 
 PROCESSES = 2
-DISTINCT = 300  # pictures, served under as many URLs as asked for
-SHORT_SIDE, QUALITY = 256, 95
+QUALITY = 95
 PEER_THREADS = (16, 32)  # img2dataset is asked with each; the better one is the peer
 SHARDS = 10  # as many as both need to keep all processes at work
 COMPARED_PICTURES = 200

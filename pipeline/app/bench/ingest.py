@@ -30,6 +30,5 @@ CASES: dict[str, Callable[[Scale], list[BenchRow]]] = {
     "https": lambda scale: crawl.https(scale.work, scale.pictures, scale.rounds),
     "https-one-authority": lambda scale: crawl.https_one_authority(scale.work, scale.pictures, scale.rounds),
     "pairs-14m": lambda scale: pairs.compare(scale.work / "pairs", scale.rows, scale.rounds),
-    "pictures": lambda scale: [pictures.compare(rounds=scale.rounds)],
-    "pictures-progressive": lambda scale: [pictures.compare(rounds=scale.rounds, progressive=True)],
+    "pictures": lambda scale: pictures.compare(scale.work, scale.rounds),
 }

@@ -1,16 +1,21 @@
-"""The benchmark of pictures gives a row whose figures are measured."""
+"""The benchmark of pictures gives rows whose figures are measured: of all formats together, and of each."""
 
-from pipeline.app.bench.pictures import compare, corpus
+from pathlib import Path
 
-
-def test_the_row_names_both_sides_and_their_times() -> None:
-    row = compare(pictures=4, rounds=2)
-    assert row.ours > 0
-    assert row.peer > 0
-    assert row.peer_name == "img2dataset Resizer"
-    assert row.ratio > 0
+from pipeline.app.bench.pictures import compare
 
 
-def test_the_same_seed_gives_the_same_pictures() -> None:
-    assert corpus(2) == corpus(2)
-    assert corpus(1)[0][:2] == b"\xff\xd8"
+def test_the_rows_name_the_formats_both_sides_and_their_times(tmp_path: Path) -> None:
+    rows = compare(tmp_path, rounds=2, distinct=14)
+    assert {row.case: row.note.split()[0] for row in rows} == {
+        "pictures": "14",
+        "pictures-progressive": "3",
+        "pictures-jpeg": "9",
+        "pictures-png": "1",
+        "pictures-webp": "1",
+    }
+    for row in rows:
+        assert row.ours > 0
+        assert row.peer is not None
+        assert row.peer > 0
+        assert row.peer_name == "img2dataset Resizer"
