@@ -47,7 +47,7 @@ test-slow: $(STAMP)  ## the tests that need more time
 chaos-ingest: $(STAMP)  ## kill -9 of ingest's processes 200 times, half of them on S3; about an hour
 	CHAOS_KILLS=100 CHAOS_JSON=docs/benchmarks/chaos_ingest.json $(BIN)/python -m pytest tests/ingest/test_kills.py -m slow -s --timeout 14400
 
-chaos-train: $(STAMP)  ## kill -9 of whole training runs 50 times, on disk, on a failing S3 and of two ranks; about half an hour
+chaos-train: $(STAMP)  ## kill -9 of whole training runs 50 times, on disk, on a failing S3 and of two ranks; a quarter to half an hour
 	CHAOS_KILLS=$${CHAOS_KILLS:-50} CHAOS_JSON=docs/benchmarks/chaos_train.json $(BIN)/python -m pytest tests/training/test_kills.py -m slow -s --timeout 14400
 
 chaos-long: $(STAMP)  ## 2,000 steps of the demo's model on two ranks through kills, S3 faults, stalls and a full disk; needs runs/demo; about an hour
