@@ -303,10 +303,14 @@ POLLING = {"run", "scenes", "ingest", "train", "eval", "study"}  # commands that
 
 def main() -> None:
     """Entry point: our errors become one line and their exit code, anything else is a bug and keeps its traceback."""
-    if sys.argv[1:2] and sys.argv[1] in POLLING:
+    polling = bool(sys.argv[1:2]) and sys.argv[1] in POLLING
+    if polling:
         stopping.install_handlers()  # before torch is imported: an early signal would kill the process otherwise
     _add_rooms()
-    sys.exit(exit_code_of(app))
+    code = exit_code_of(app)
+    if polling:
+        stopping.keep_exit_code()
+    sys.exit(code)
 
 
 def exit_code_of(command: Callable[[], Any]) -> int:

@@ -15,6 +15,16 @@ def install_handlers() -> None:
         signal.signal(number, _remember)
 
 
+def keep_exit_code() -> None:
+    """Called when all is done: a signal that comes while the interpreter ends must not take the place of the exit code.
+
+    `srun --kill-on-bad-exit` sends SIGTERM to all other ranks as soon as the first one has ended, be it with 4 as they will: killed by it
+    they would make 143 of the step's code, and the job would not queue again. What hangs at its end is left to SIGKILL, or to Ctrl-C.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _remember(number: int, _frame: FrameType | None) -> None:
     if _received and number == signal.SIGINT:  # a second Ctrl-C means now
         raise KeyboardInterrupt

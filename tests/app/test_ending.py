@@ -1,0 +1,31 @@
+"""A command's exit code stands, whatever signals come while its interpreter ends."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, sys
+from pipeline.app.cli import main
+
+class Late:
+    '''Its end comes after Python has given its signal handlers up.'''
+
+    def __del__(self, kill=os.kill, own=os.getpid(), number=int(sys.argv.pop())):
+        kill(own, number)
+
+late = Late()
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_at_the_very_end_does_not_take_the_place_of_the_exit_code(number: int, tmp_path: Path) -> None:
+    """As `srun --kill-on-bad-exit` sends to every rank once the first one has ended with 4."""
+    command = [sys.executable, "-c", PROGRAM, "train", str(tmp_path / "absent.yaml"), str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "absent.yaml" in done.stderr
