@@ -1,5 +1,6 @@
 """Start the same command once per rank with DeepSpeed's launcher."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -33,8 +34,10 @@ def launch_ranks(processes: int, arguments: list[str]) -> int:
 
 def _ask_ranks_to_stop(launcher_pid: int) -> bool:
     """SIGTERM to the ranks alone: DeepSpeed's launcher would kill them at once instead of letting them save. False while there are none."""
-    descendants = psutil.Process(launcher_pid).children(recursive=True)
-    ranks = [process for process in descendants if not process.children() and "deepspeed.launcher.launch" not in process.cmdline()]
-    for process in ranks:
-        process.send_signal(signal.SIGTERM)
-    return bool(ranks)
+    told = False
+    for process in psutil.Process(launcher_pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended, by itself
+            if not process.children() and "deepspeed.launcher.launch" not in process.cmdline():
+                process.send_signal(signal.SIGTERM)
+                told = True
+    return told
