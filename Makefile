@@ -44,7 +44,7 @@ test: $(STAMP)  ## the quick tests
 test-slow: $(STAMP)  ## the tests that need more time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
-chaos-ingest: $(STAMP)  ## kill -9 of ingest's processes 200 times, half of them on S3; about an hour
+chaos-ingest: $(STAMP)  ## kill -9 of ingest's processes 200 times, half of them on S3; 40 minutes
 	CHAOS_KILLS=100 CHAOS_JSON=docs/benchmarks/chaos_ingest.json $(BIN)/python -m pytest tests/ingest/test_kills.py -m slow -s --timeout 14400
 
 chaos-train: $(STAMP)  ## kill -9 of whole training runs 50 times, on disk, on a failing S3 and of two ranks; a quarter to half an hour
