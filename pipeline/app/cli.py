@@ -307,10 +307,11 @@ def main() -> None:
     if polling:
         stopping.install_handlers()  # before torch is imported: an early signal would kill the process otherwise
     _add_rooms()
-    code = exit_code_of(app)
-    if polling:
-        stopping.keep_exit_code()
-    sys.exit(code)
+    try:
+        sys.exit(exit_code_of(app))
+    finally:  # typer ends a command that succeeded by SystemExit
+        if polling:
+            stopping.keep_exit_code()
 
 
 def exit_code_of(command: Callable[[], Any]) -> int:

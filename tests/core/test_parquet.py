@@ -1,3 +1,5 @@
+"""Small tables come back whole, from disk and from S3."""
+
 from pathlib import Path
 
 import pyarrow as pa
